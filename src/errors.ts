@@ -1,0 +1,88 @@
+import createError from '@fastify/error'
+
+/** Where in a configuration something stands: 1-based line and column, and the field's path. */
+export interface Place {
+  readonly file: string
+  readonly line: number
+  readonly column: number
+  /** `services[2].plugins[0].config.redis.port`; empty for the document itself. */
+  readonly path: string
+}
+
+/** One finding about a configuration: what is wrong, where, and what to write instead. */
+export interface Problem {
+  readonly code: string
+  readonly message: string
+  /** What to do about it, as one sentence. */
+  readonly fix: string
+  readonly place: Place
+  /** The reference concerned, as authored (never its value). */
+  readonly reference?: string
+}
+
+/** `file:line:column path: message (fix) [CODE]`, the one-line form of a problem. */
+export function formatProblem(problem: Problem): string {
+  const { file, line, column, path } = problem.place
+  const at = `${file}:${line}:${column}`
+  const where = path === '' ? at : `${at} ${path}`
+  return `${where}: ${problem.message}. ${problem.fix} [${problem.code}]`
+}
+
+/** Thrown with every problem of a configuration at once; `problems` is never empty. */
+export class ConfigError extends Error {
+  readonly code = 'POSTERN_CONFIG_INVALID'
+  readonly problems: readonly Problem[]
+
+  constructor(problems: readonly Problem[]) {
+    super(
+      `${problems.length} problem${problems.length === 1 ? '' : 's'} in the configuration:\n` +
+        problems.map(problem => `  ${formatProblem(problem)}`).join('\n')
+    )
+    this.name = 'ConfigError'
+    this.problems = problems
+  }
+}
+
+// Every coded error of the gateway, one line each; docs/errors.md explains each of them.
+export const InvalidReference = createError<[string]>('POSTERN_REFERENCE_INVALID', '%s')
+export const UnknownVault = createError<[string, string]>(
+  'POSTERN_VAULT_UNKNOWN',
+  'There is no vault "%s"%s'
+)
+export const SecretAbsent = createError<[string]>('POSTERN_VAULT_ABSENT', 'Nothing is stored at %s')
+export const VaultDenied = createError<[string, string]>(
+  'POSTERN_VAULT_DENIED',
+  'The vault refused to give %s: %s'
+)
+export const VaultUnreachable = createError<[string, string]>(
+  'POSTERN_VAULT_UNREACHABLE',
+  'The vault could not be asked for %s: %s'
+)
+export const SecretMalformed = createError<[string, string]>(
+  'POSTERN_VAULT_MALFORMED',
+  'What the vault holds at %s cannot be used: %s'
+)
+export const SettingInvalid = createError<[string, string, string]>(
+  'POSTERN_SETTING_INVALID',
+  '%s: %s. %s'
+)
+
+/** Every code a problem of a configuration may have, with its meaning. */
+export const problemCodes = {
+  POSTERN_CONFIG_UNREADABLE: 'The file does not exist or cannot be read.',
+  POSTERN_CONFIG_SYNTAX: 'The text is not well-formed YAML or JSON.',
+  POSTERN_CONFIG_LIMIT: 'The text nests too deeply, or its aliases expand to too many values.',
+  POSTERN_CONFIG_UNKNOWN_FIELD: 'A map has a key that nothing reads.',
+  POSTERN_CONFIG_REQUIRED: 'A field that must be there is missing or null.',
+  POSTERN_CONFIG_INVALID_VALUE:
+    'A value has the wrong type, range or form, or contradicts another field.',
+  POSTERN_CONFIG_DUPLICATE: 'Two keys of a map, or two entities, claim the same name.',
+  POSTERN_CONFIG_DANGLING: 'A field names an entity that the file does not have.',
+  POSTERN_CONFIG_REFERENCE:
+    'A vault reference is malformed, unquoted, unknown to its vault, or stands where none may.',
+  POSTERN_CONFIG_UNKNOWN_PLUGIN: 'There is no plugin of this name.',
+  POSTERN_CONFIG_UNSUPPORTED:
+    'The file format has this, and ignoring it would change what the file means.',
+  POSTERN_CONFIG_NOT_SERVED: 'Warning: the file format has this, and this release ignores it.',
+  POSTERN_CONFIG_RESOLVED: 'A resolved value does not fit the field that refers to it.'
+} as const

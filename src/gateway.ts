@@ -1,0 +1,533 @@
+import { readFile } from 'node:fs/promises'
+import type { Worker } from 'node:worker_threads'
+import { type Config, loadConfig, validateUses } from './config.ts'
+import { ConfigError, type Problem } from './errors.ts'
+import { createLogger } from './log.ts'
+import { plugins } from './plugins/index.ts'
+import type { Logger } from './plugins/plugin.ts'
+import { selfSigned } from './proxy/tls.ts'
+import { collectSettings, parseSettings, type Settings } from './settings.ts'
+import type { Generation, SecretState } from './snapshot.ts'
+import { openStatus, type StatusServer } from './status.ts'
+import { memoryStore, type OwnedStore, redisStore } from './store.ts'
+import { Threads } from './threads.ts'
+import { backendTypes, builtInBackends } from './vault/backends/index.ts'
+import { parseReference, type Reference } from './vault/reference.ts'
+import { createRotation, type Rotation } from './vault/rotation.ts'
+import { createVaults, type Outcome, type VaultSet, type Vaults } from './vault/vaults.ts'
+import { product, version } from './version.ts'
+import { watchFile } from './watch.ts'
+
+/** An open address of the data plane. */
+export interface OpenListener {
+  readonly host: string
+  readonly port: number
+  readonly ssl: boolean
+}
+
+/** A running gateway. */
+export interface Gateway {
+  readonly settings: Settings
+  readonly listeners: readonly OpenListener[]
+  /** Undefined when the status API is off. */
+  readonly statusUrl: string | undefined
+  /** The data-plane threads, for supervision. */
+  readonly workers: readonly Worker[]
+  /** Loads the configuration again. Rejects with what is wrong; then the running one stays. */
+  reload(): Promise<void>
+  /** Re-reads references now: of one vault, or all. Gives how many changed. */
+  refresh(prefix?: string): Promise<number>
+  /** Goes unready, drains, closes. */
+  close(): Promise<void>
+}
+
+type Environment = Readonly<Record<string, string | undefined>>
+
+/** Settings with their references resolved, and the vaults they came through. */
+export interface Prepared {
+  readonly settings: Settings
+  readonly warnings: readonly Problem[]
+  readonly vaults: Vaults
+}
+
+/**
+ * Reads the environment and resolves the references in it through the default vaults. Throws
+ * ConfigError with every problem.
+ */
+export async function prepareSettings(env: Environment): Promise<Prepared> {
+  const collected = collectSettings(env)
+  const vaults = createVaults({
+    backendTypes: builtInBackends(env),
+    defaults: collected.vaultDefaults
+  })
+  const resolved = new Map<string, string>()
+  if (collected.references.length > 0) {
+    const set = await vaults.prepare([])
+    const references = uniqueReferences(collected.references.flatMap(use => use.references))
+    const outcomes = await set.load(references)
+    const problems: Problem[] = []
+    for (const use of collected.references) {
+      for (const text of use.references) {
+        const outcome = outcomes.get(text)
+        if (outcome?.state === 'ok') resolved.set(text, outcome.value)
+        else problems.push(unresolved(text, outcome, use.place))
+      }
+    }
+    if (problems.length > 0) throw new ConfigError(problems)
+  }
+  const { settings, warnings } = parseSettings(collected, text => resolved.get(text))
+  return { settings, warnings, vaults }
+}
+
+/** A configuration with the vaults its references go to. */
+export interface Loaded {
+  readonly config: Config
+  readonly set: VaultSet
+}
+
+/** Reads and validates the configuration offline. Throws ConfigError with every problem. */
+export async function readConfig(settings: Settings, vaults: Vaults): Promise<Loaded> {
+  const { text, file } = await readSource(settings)
+  const config = loadConfig(text, {
+    file,
+    plugins,
+    vaultTypes: backendTypes,
+    vaultCheck: (reference, entities) => vaults.check(reference, entities)
+  })
+  return { config, set: await vaults.prepare(config.vaults) }
+}
+
+async function readSource(settings: Settings): Promise<{ text: string; file: string }> {
+  if (settings.configString !== undefined) {
+    return { text: settings.configString, file: 'POSTERN_CONFIG_STRING' }
+  }
+  const file = settings.config
+  try {
+    return { text: await readFile(file, 'utf8'), file }
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException
+    throw new ConfigError([
+      {
+        code: 'POSTERN_CONFIG_UNREADABLE',
+        message:
+          code === 'ENOENT' ? 'the file does not exist' : `the file cannot be read (${code})`,
+        fix: 'Name the configuration file with -c FILE or POSTERN_CONFIG.',
+        place: { file, line: 1, column: 1, path: '' }
+      }
+    ])
+  }
+}
+
+/** Resolves every reference of a configuration, each resource once. */
+export async function resolveAll(loaded: Loaded): Promise<ReadonlyMap<string, Outcome>> {
+  return loaded.set.load(uniqueReferences(loaded.config.uses.flatMap(use => use.references)))
+}
+
+/** What stands against serving a configuration with these outcomes: missing and unfit values. */
+export function problemsOf(config: Config, outcomes: ReadonlyMap<string, Outcome>): Problem[] {
+  const problems: Problem[] = []
+  for (const use of config.uses) {
+    for (const text of use.references) {
+      const outcome = outcomes.get(text)
+      if (outcome?.state !== 'ok') problems.push(unresolved(text, outcome, use.place))
+    }
+  }
+  problems.push(
+    ...validateUses(config, plugins, config.uses, text => {
+      const outcome = outcomes.get(text)
+      return outcome?.state === 'ok' ? outcome : undefined
+    })
+  )
+  return problems
+}
+
+const FAILURE_CODES = {
+  absent: 'POSTERN_VAULT_ABSENT',
+  denied: 'POSTERN_VAULT_DENIED',
+  unreachable: 'POSTERN_VAULT_UNREACHABLE',
+  malformed: 'POSTERN_VAULT_MALFORMED'
+} as const
+
+const FAILURE_FIXES = {
+  absent: 'Store it there, correct the reference, or give it a ?default=.',
+  denied: "Let the gateway's identity read it.",
+  unreachable: 'Check the address and the network, then start again.',
+  malformed: 'Correct what the vault holds there, or the key or pointer of the reference.'
+} as const
+
+function unresolved(
+  reference: string,
+  outcome: Outcome | undefined,
+  place: Problem['place']
+): Problem {
+  const state = outcome === undefined || outcome.state === 'ok' ? 'unreachable' : outcome.state
+  const message = outcome === undefined || outcome.state === 'ok' ? 'never asked' : outcome.message
+  return {
+    code: FAILURE_CODES[state],
+    message: `${reference} has no value: ${message}`,
+    fix: FAILURE_FIXES[state],
+    place,
+    reference
+  }
+}
+
+function uniqueReferences(texts: readonly string[]): readonly Reference[] {
+  return [...new Set(texts)].map(parseReference)
+}
+
+/**
+ * Starts a gateway from an environment. Rejects with ConfigError (every problem at once) when the
+ * configuration cannot be served, or with the system's error when an address cannot be bound.
+ */
+export async function startGateway(env: Environment): Promise<Gateway> {
+  const prepared = await prepareSettings(env)
+  const control = new ControlThread(prepared)
+  await control.start()
+  return control
+}
+
+/** The control thread: the only one that reads files and talks to vaults. */
+class ControlThread implements Gateway {
+  readonly settings: Settings
+  readonly #vaults: Vaults
+  readonly #log: Logger
+  readonly #warnings: readonly Problem[]
+  readonly #startedAt = Date.now()
+  /** Tail of the single-writer queue: load, reload, rotate and refresh never overlap. */
+  #queue: Promise<unknown> = Promise.resolve()
+  #loaded: Loaded | undefined
+  #secrets = new Map<string, SecretState>()
+  #threads: Threads | undefined
+  #rotation: Rotation | undefined
+  #store: OwnedStore | undefined
+  #status: StatusServer | undefined
+  #unwatch: () => void = () => {}
+  #lastReload: { at: number; ok: boolean; error?: string } | undefined
+  #draining = false
+  #loads = 0
+  readonly #graces = new Map<string, NodeJS.Timeout>()
+  readonly #refreshes = new Map<
+    string,
+    { readonly at: number; readonly result: Promise<boolean> }
+  >()
+  listeners: readonly OpenListener[] = []
+
+  constructor({ settings, warnings, vaults }: Prepared) {
+    this.settings = settings
+    this.#vaults = vaults
+    this.#warnings = warnings
+    this.#log = createLogger({ level: settings.logLevel, format: settings.logFormat, thread: 0 })
+  }
+
+  get statusUrl(): string | undefined {
+    if (this.#status === undefined) return undefined
+    const { host, port } = this.#status
+    return `http://${host.includes(':') ? `[${host}]` : host}:${port}`
+  }
+
+  get workers(): readonly Worker[] {
+    return this.#threads?.workers ?? []
+  }
+
+  async start(): Promise<void> {
+    const { settings } = this
+    try {
+      for (const warning of this.#warnings) this.#warn(warning)
+      if (settings.statusListen !== undefined) {
+        this.#status = await openStatus(
+          this.#statusSource(),
+          settings.statusListen.host,
+          settings.statusListen.port
+        )
+      }
+      const loaded = await readConfig(settings, this.#vaults)
+      const secrets = await this.#resolve(loaded, settings.vaultStart === 'degraded')
+      this.#store =
+        settings.sessionRedisUrl === undefined
+          ? memoryStore()
+          : await redisStore(settings.sessionRedisUrl, this.#log)
+      this.#threads = new Threads(
+        { config: loaded.config, secrets },
+        {
+          settings,
+          product,
+          shared: sharedMemory(),
+          fallbackCertificate: await this.#fallbackCertificate(),
+          log: this.#log,
+          control: {
+            get: key => this.#store!.get(key),
+            set: (key, value, ttl) => this.#store!.set(key, value, ttl),
+            expire: (key, ttl) => this.#store!.expire(key, ttl),
+            delete: key => this.#store!.delete(key),
+            refresh: entityId => this.#refreshEntity(entityId)
+          }
+        }
+      )
+      const ports = await this.#threads.start()
+      this.listeners = settings.proxyListen.map((listener, index) => ({
+        host: listener.host,
+        port: ports[index]!,
+        ssl: listener.ssl
+      }))
+      this.#adopt(loaded, secrets)
+      if (settings.configString === undefined) {
+        this.#unwatch = watchFile(settings.config, () => void this.reload().catch(() => {}))
+      }
+      this.#log.info(
+        {
+          version,
+          listen: this.listeners.map(
+            ({ host, port, ssl }) => `${ssl ? 'https' : 'http'}://${host}:${port}`
+          ),
+          status: this.statusUrl,
+          workers: settings.workers,
+          routes: loaded.config.routes.length,
+          references: secrets.size
+        },
+        'serving'
+      )
+    } catch (error) {
+      await this.close()
+      throw error
+    }
+  }
+
+  /** Runs a task after every earlier one of the queue. */
+  #exclusively<T>(task: () => Promise<T>): Promise<T> {
+    const result = this.#queue.then(task)
+    this.#queue = result.catch(() => {})
+    return result
+  }
+
+  async #resolve(loaded: Loaded, degraded: boolean): Promise<ReadonlyMap<string, SecretState>> {
+    const outcomes = await resolveAll(loaded)
+    const problems = problemsOf(loaded.config, outcomes)
+    if (problems.length > 0) {
+      const unusable = problems.filter(problem => problem.reference === undefined)
+      if (!degraded || unusable.length > 0) throw new ConfigError(problems)
+      for (const problem of problems) this.#warn(problem)
+    }
+    return new Map([...outcomes].map(([text, outcome]) => [text, this.#stateOf(text, outcome)]))
+  }
+
+  #stateOf(text: string, outcome: Outcome): SecretState {
+    if (outcome.state !== 'ok') return { failure: `${outcome.state}: ${outcome.message}` }
+    const before = this.#secrets.get(text)
+    if (before === undefined || 'failure' in before) return { value: outcome.value }
+    if (before.value === outcome.value) return before
+    return { value: outcome.value, previous: before.value }
+  }
+
+  /** Makes a configuration the running one, and follows its vaults. */
+  #adopt(loaded: Loaded, secrets: ReadonlyMap<string, SecretState>): void {
+    this.#rotation?.close()
+    const old = this.#loaded
+    this.#loaded = loaded
+    this.#loads++
+    for (const [text, state] of secrets) this.#limitGrace(text, state, this.#secrets.get(text))
+    this.#secrets = new Map(secrets)
+    for (const warning of loaded.config.warnings) this.#warn(warning)
+    this.#rotation = createRotation({
+      set: loaded.set,
+      references: uniqueReferences([...secrets.keys()]),
+      interval: this.settings.vaultRotationInterval,
+      log: this.#log,
+      run: task => this.#exclusively(task),
+      publish: changes => this.#publish(changes)
+    })
+    void old?.set.close()
+  }
+
+  /** Ends the time a previous value still verifies. */
+  #limitGrace(text: string, state: SecretState, before: SecretState | undefined): void {
+    if ('failure' in state || state.previous === undefined || state === before) return
+    clearTimeout(this.#graces.get(text))
+    const timer = setTimeout(() => {
+      this.#graces.delete(text)
+      void this.#exclusively(async () => {
+        const now = this.#secrets.get(text)
+        if (now === undefined || 'failure' in now || now.previous === undefined) return
+        await this.#apply(new Map([[text, { value: now.value }]]))
+      }).catch(error =>
+        this.#log.error({ err: error, reference: text }, 'a grace period could not be ended')
+      )
+    }, this.settings.secretGrace * 1000)
+    timer.unref()
+    this.#graces.set(text, timer)
+  }
+
+  /** Brings new states of references into force, or rejects and changes nothing. */
+  async #publish(changes: ReadonlyMap<string, Outcome>): Promise<void> {
+    const { config } = this.#loaded!
+    const states = new Map(
+      [...changes].map(([text, outcome]) => [text, this.#stateOf(text, outcome)])
+    )
+    const next = new Map<string, SecretState>([...this.#secrets, ...states])
+    const affected = config.uses.filter(use => use.references.some(text => states.has(text)))
+    const problems = validateUses(config, plugins, affected, text => {
+      const state = next.get(text)
+      return state === undefined || 'failure' in state ? undefined : state
+    })
+    if (problems.length > 0) throw new ConfigError(problems)
+    await this.#apply(states)
+  }
+
+  async #apply(states: ReadonlyMap<string, SecretState>): Promise<void> {
+    await this.#threads!.apply({ secrets: states })
+    for (const [text, state] of states) {
+      this.#limitGrace(text, state, this.#secrets.get(text))
+      this.#secrets.set(text, state)
+    }
+  }
+
+  reload(): Promise<void> {
+    return this.#exclusively(async () => {
+      if (this.#draining) return
+      const at = Date.now()
+      let loaded: Loaded | undefined
+      try {
+        loaded = await readConfig(this.settings, this.#vaults)
+        if (loaded.config.text === this.#loaded?.config.text) {
+          await loaded.set.close()
+          return
+        }
+        const secrets = await this.#resolve(loaded, false)
+        const generation: Generation = { config: loaded.config, secrets }
+        await this.#threads!.apply({ generation })
+        this.#adopt(loaded, secrets)
+        this.#lastReload = { at, ok: true }
+        this.#log.info(
+          { file: loaded.config.file, routes: loaded.config.routes.length },
+          'configuration reloaded'
+        )
+      } catch (error) {
+        await loaded?.set.close()
+        this.#lastReload = { at, ok: false, error: (error as Error).message }
+        const problems = error instanceof ConfigError ? error.problems : undefined
+        this.#log.error(
+          { code: (error as { code?: string }).code, problems },
+          `the configuration was not reloaded, the running one stays: ${(error as Error).message}`
+        )
+        throw error
+      }
+    })
+  }
+
+  refresh(prefix?: string): Promise<number> {
+    return this.#exclusively(() => this.#rotation!.refresh(prefix))
+  }
+
+  /** For a plugin that was refused: re-reads what its entity refers to, at most once a second. */
+  #refreshEntity(entityId: string): Promise<boolean> {
+    const last = this.#refreshes.get(entityId)
+    if (last !== undefined && Date.now() - last.at < 1000) return last.result
+    const references = uniqueReferences(
+      this.#loaded!.config.uses.filter(use => use.id === entityId).flatMap(use => use.references)
+    )
+    const result =
+      references.length === 0
+        ? Promise.resolve(false)
+        : this.#exclusively(async () => (await this.#rotation!.refresh(references)) > 0)
+    this.#refreshes.set(entityId, { at: Date.now(), result })
+    return result
+  }
+
+  async #fallbackCertificate(): Promise<{ readonly cert: string; readonly key: string }> {
+    const { sslCert, sslCertKey, proxyListen } = this.settings
+    if (sslCert !== undefined && sslCertKey !== undefined) return { cert: sslCert, key: sslCertKey }
+    return proxyListen.some(listener => listener.ssl) ? selfSigned() : { cert: '', key: '' }
+  }
+
+  #warn(problem: Problem): void {
+    const { code, place, message, fix } = problem
+    this.#log.warn(
+      { code, file: place.file, line: place.line, column: place.column, path: place.path },
+      `${message}. ${fix}`
+    )
+  }
+
+  #statusSource() {
+    return {
+      status: async () => ({
+        version,
+        uptime: Math.round((Date.now() - this.#startedAt) / 1000),
+        workers: { configured: this.settings.workers, serving: this.#threads?.serving ?? 0 },
+        ...(this.#threads === undefined ? {} : await this.#threads.stats()),
+        memory: process.memoryUsage.rss(),
+        configuration: {
+          file: this.#loaded?.config.file,
+          loads: this.#loads,
+          services: this.#loaded?.config.services.length ?? 0,
+          routes: this.#loaded?.config.routes.length ?? 0,
+          plugins: this.#loaded?.config.plugins.length ?? 0,
+          ...(this.#lastReload === undefined
+            ? {}
+            : {
+                last_reload: {
+                  ...this.#lastReload,
+                  at: new Date(this.#lastReload.at).toISOString()
+                }
+              })
+        }
+      }),
+      unready: () => this.#unready(),
+      vaults: () => ({ references: this.#vaultStatus() }),
+      config: () => ({
+        file: this.#loaded?.config.file ?? '',
+        text: this.#loaded?.config.text ?? ''
+      }),
+      reload: async () => {
+        await this.reload()
+        return { reloaded: true }
+      },
+      refresh: async (prefix: string | undefined) => ({ changed: await this.refresh(prefix) })
+    }
+  }
+
+  #unready(): readonly string[] {
+    if (this.#draining) return ['the gateway is draining']
+    if (this.#threads === undefined || this.#threads.serving === 0)
+      return ['no configuration serves yet']
+    const failed = [...this.#secrets].filter(([, state]) => 'failure' in state)
+    return failed.map(
+      ([text, state]) => `${text} has no value (${(state as { failure: string }).failure})`
+    )
+  }
+
+  #vaultStatus(): readonly object[] {
+    const used = Map.groupBy(
+      (this.#loaded?.config.uses ?? []).flatMap(use => use.references.map(text => ({ text, use }))),
+      ({ text }) => text
+    )
+    return (this.#loaded?.set.status() ?? []).map(status => ({
+      ...status,
+      used: (used.get(status.reference) ?? []).map(
+        ({ use }) => `${use.place.file}:${use.place.line}:${use.place.column} ${use.place.path}`
+      )
+    }))
+  }
+
+  async close(): Promise<void> {
+    if (this.#draining) return
+    this.#draining = true
+    this.#unwatch()
+    if (this.settings.shutdownDelay > 0 && this.#threads !== undefined) {
+      await new Promise(resolve => setTimeout(resolve, this.settings.shutdownDelay * 1000))
+    }
+    this.#rotation?.close()
+    for (const timer of this.#graces.values()) clearTimeout(timer)
+    await this.#threads?.close(this.settings.shutdownTimeout * 1000)
+    await this.#status?.close()
+    await this.#loaded?.set.close()
+    await this.#vaults.close()
+    await this.#store?.close()
+  }
+}
+
+function sharedMemory(): Readonly<Record<string, SharedArrayBuffer>> {
+  const shared: Record<string, SharedArrayBuffer> = {}
+  for (const { name, sharedBytes } of plugins) {
+    if (sharedBytes !== undefined) shared[name] = new SharedArrayBuffer(sharedBytes)
+  }
+  return shared
+}

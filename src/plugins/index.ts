@@ -1,0 +1,17 @@
+import acl from './acl.ts'
+import basicAuth from './basic-auth.ts'
+import correlationId from './correlation-id.ts'
+import httpLog from './http-log.ts'
+import keyAuth from './key-auth.ts'
+import type { Plugin } from './plugin.ts'
+import requestTermination from './request-termination.ts'
+
+/** Every plugin this release includes, by priority. */
+export const plugins: readonly Plugin[] = [
+  correlationId,
+  keyAuth,
+  basicAuth,
+  acl,
+  httpLog,
+  requestTermination
+] as readonly unknown[] as readonly Plugin[]

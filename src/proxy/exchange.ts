@@ -1,0 +1,405 @@
+import { randomUUID } from 'node:crypto'
+import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from 'node:http'
+import type { Http2ServerRequest, Http2ServerResponse } from 'node:http2'
+import type { TLSSocket } from 'node:tls'
+import createError from '@fastify/error'
+import type { Instance } from '../plugins/instance.ts'
+import type {
+  ClientRequest,
+  ClientResponse,
+  Consumer,
+  Credential,
+  Directory,
+  Exchange,
+  Route,
+  Service,
+  UpstreamRequest
+} from '../plugins/plugin.ts'
+import { defaultMessage, errorBody } from './failure.ts'
+import { normalizePath, splitTarget } from './path.ts'
+import { buildRecord } from './record.ts'
+import type { Peer, ServiceUpstream } from './upstream.ts'
+
+export type RawRequest = IncomingMessage | Http2ServerRequest
+export type RawResponse = ServerResponse | Http2ServerResponse
+
+const BodyTooLarge = createError(
+  'POSTERN_BODY_TOO_LARGE',
+  'The request body is longer than %s bytes',
+  413
+)
+const BodyAborted = createError(
+  'POSTERN_BODY_ABORTED',
+  'The client ended the connection within its request',
+  400
+)
+
+/** What every exchange of a listener shares. */
+export interface ExchangeOptions {
+  readonly listener: { readonly port: number; readonly ssl: boolean }
+  /** Whether forwarding headers of this direct peer are believed. */
+  readonly trusted: (ip: string) => boolean
+  /** Lower-case name of the header that carries the client address behind trusted peers. */
+  readonly realIpHeader: string
+  readonly realIpRecursive: boolean
+  /** Most bytes {@link Exchange.body} buffers. */
+  readonly maxBufferedBody: number
+}
+
+/** One attempt to reach an upstream, as the log record shows it. Times in milliseconds. */
+export interface Try {
+  readonly startedAt: number
+  /** Milliseconds choosing the peer took. */
+  readonly latency: number
+  readonly peer: Peer
+  state?: 'failed' | 'next'
+  code?: number
+}
+
+/** A Host or `X-Forwarded-Host` split into name and port. */
+export function splitHost(text: string): { host: string; port: number | undefined } {
+  const colon = text.lastIndexOf(':')
+  if (colon === -1 || text.endsWith(']')) return { host: text, port: undefined }
+  const port = Number(text.slice(colon + 1))
+  return { host: text.slice(0, colon), port: Number.isInteger(port) ? port : undefined }
+}
+
+function clientAddress(
+  remote: string,
+  headers: IncomingHttpHeaders,
+  options: ExchangeOptions
+): string {
+  if (!options.trusted(remote)) return remote
+  const value = headers[options.realIpHeader]
+  const text = Array.isArray(value) ? value.join(',') : value
+  if (text === undefined || text === '') return remote
+  const hops = text.split(',').map(hop => hop.trim())
+  if (!options.realIpRecursive) return hops.at(-1) || remote
+  for (let i = hops.length - 1; i >= 0; i--) {
+    if (!options.trusted(hops[i]!) || i === 0) return hops[i] || remote
+  }
+  return remote
+}
+
+class Request implements ClientRequest {
+  readonly method: string
+  readonly scheme: 'http' | 'https'
+  readonly httpVersion: string
+  readonly host: string
+  readonly port: number
+  readonly path: string
+  readonly target: string
+  readonly query: string | undefined
+  readonly headers: IncomingHttpHeaders
+  readonly rawHeaders: readonly string[]
+  readonly clientIp: string
+  readonly remoteAddress: string
+  readonly tls:
+    | { readonly version: string; readonly cipher: string; readonly sni?: string }
+    | undefined
+  /** The Host header (or `:authority`) as received. */
+  readonly authority: string
+  /** The path as received, without the query. */
+  readonly rawPath: string
+  readonly trusted: boolean
+  captures: Readonly<Record<string, string>> | undefined = undefined
+
+  constructor(raw: RawRequest, target: string, options: ExchangeOptions) {
+    this.method = raw.method!
+    this.scheme = options.listener.ssl ? 'https' : 'http'
+    this.httpVersion = raw.httpVersion
+    this.headers = raw.headers
+    this.rawHeaders = raw.rawHeaders
+    this.target = target
+    const split = splitTarget(target)
+    this.rawPath = split?.path ?? '/'
+    this.query = split?.query
+    this.path = normalizePath(this.rawPath)
+    const authority = (raw.headers[':authority'] as string | undefined) ?? raw.headers.host ?? ''
+    this.authority = authority
+    const { host, port } = splitHost(authority)
+    this.host = host
+    this.port = port ?? options.listener.port
+    const remote = raw.socket?.remoteAddress ?? ''
+    this.remoteAddress = remote.startsWith('::ffff:') ? remote.slice(7) : remote
+    this.trusted = options.trusted(this.remoteAddress)
+    this.clientIp = this.trusted
+      ? clientAddress(this.remoteAddress, raw.headers, options)
+      : this.remoteAddress
+    this.tls = options.listener.ssl ? tlsOf(raw.socket as TLSSocket) : undefined
+  }
+}
+
+function tlsOf(socket: TLSSocket) {
+  const sni = socket.servername
+  const facts = { version: socket.getProtocol?.() ?? '', cipher: socket.getCipher?.()?.name ?? '' }
+  return sni === undefined || sni === null || sni === '' ? facts : { ...facts, sni: String(sni) }
+}
+
+class Upstream implements UpstreamRequest {
+  path = ''
+  query: string | undefined
+  body: Buffer | undefined = undefined
+  /** Lower-case name to the name and value to send; undefined value removes the client's. */
+  edits: Map<string, { readonly name: string; readonly value: string | undefined }> | undefined =
+    undefined
+  readonly #headers: IncomingHttpHeaders
+
+  constructor(request: Request) {
+    this.query = request.query
+    this.#headers = request.headers
+  }
+
+  header(name: string): string | undefined {
+    const lower = name.toLowerCase()
+    const edit = this.edits?.get(lower)
+    if (edit !== undefined) return edit.value
+    const value = this.#headers[lower]
+    return Array.isArray(value) ? value.join(', ') : value
+  }
+
+  setHeader(name: string, value: string): void {
+    this.edits ??= new Map()
+    this.edits.set(name.toLowerCase(), { name, value })
+  }
+
+  removeHeader(name: string): void {
+    this.edits ??= new Map()
+    this.edits.set(name.toLowerCase(), { name, value: undefined })
+  }
+}
+
+interface ResponseEdit {
+  readonly name: string
+  readonly values: readonly string[]
+  /** Whether fields of this name that the upstream sent are dropped. */
+  readonly replaces: boolean
+}
+
+class Response implements ClientResponse {
+  status = 0
+  /** What the upstream or the answer gave, flat: name, value, name, value, … */
+  base: string[] = []
+  #edits: Map<string, ResponseEdit> | undefined = undefined
+
+  header(name: string): string | readonly string[] | undefined {
+    const lower = name.toLowerCase()
+    const edit = this.#edits?.get(lower)
+    const values: string[] = []
+    if (edit === undefined || !edit.replaces) {
+      for (let i = 0; i < this.base.length; i += 2) {
+        if (this.base[i]!.toLowerCase() === lower) values.push(this.base[i + 1]!)
+      }
+    }
+    if (edit !== undefined) values.push(...edit.values)
+    return values.length > 1 ? values : values[0]
+  }
+
+  setHeader(name: string, value: string): void {
+    this.#edits ??= new Map()
+    this.#edits.set(name.toLowerCase(), { name, values: [value], replaces: true })
+  }
+
+  appendHeader(name: string, value: string): void {
+    this.#edits ??= new Map()
+    const before = this.#edits.get(name.toLowerCase())
+    this.#edits.set(name.toLowerCase(), {
+      name,
+      values: [...(before?.values ?? []), value],
+      replaces: before?.replaces ?? false
+    })
+  }
+
+  removeHeader(name: string): void {
+    this.#edits ??= new Map()
+    this.#edits.set(name.toLowerCase(), { name, values: [], replaces: true })
+  }
+
+  /** The final fields: base with the edits applied. The base itself when there are none. */
+  fields(): string[] {
+    const edits = this.#edits
+    if (edits === undefined) return this.base
+    const fields: string[] = []
+    for (let i = 0; i < this.base.length; i += 2) {
+      if (edits.get(this.base[i]!.toLowerCase())?.replaces !== true) {
+        fields.push(this.base[i]!, this.base[i + 1]!)
+      }
+    }
+    for (const { name, values } of edits.values()) {
+      for (const value of values) fields.push(name, value)
+    }
+    return fields
+  }
+}
+
+/** The answer a plugin or the gateway itself gave. */
+export interface Answer {
+  readonly body: string | Buffer | undefined
+  /** Whether the gateway failed (`error`) or a plugin answered (`exit`); both log as source `kong`. */
+  readonly source: 'exit' | 'error'
+}
+
+/** One request in one thread. Lives from the parsed head to the last byte of the response. */
+export class HttpExchange implements Exchange {
+  readonly id: string
+  readonly startedAt: number
+  /** `performance.now()` at the start, for latencies. */
+  readonly startedMark: number
+  readonly request: Request
+  readonly upstream: Upstream
+  readonly response = new Response()
+  readonly directory: Directory
+  readonly raw: RawRequest
+  readonly rawResponse: RawResponse
+  readonly options: ExchangeOptions
+  route: Route | undefined = undefined
+  service: Service | undefined = undefined
+  consumer: Consumer | undefined = undefined
+  credential: Credential | undefined = undefined
+  groups: readonly string[] | undefined = undefined
+  answer: Answer | undefined = undefined
+  /** Fields the log record gets besides its own. */
+  readonly logFields: Record<string, unknown> = {}
+  /** Instances whose later phases run for this exchange. */
+  selected: readonly Instance[] = []
+  target: ServiceUpstream | undefined = undefined
+  /** Part of the path the route matched; undefined when it matched without a path. */
+  prefix: string | undefined = undefined
+  tries: Try[] = []
+  /** Marks of `performance.now()`: the last try's start, the first response byte, its last. */
+  sentMark = 0
+  firstByteMark = 0
+  lastByteMark = 0
+  upstreamStatuses: number[] = []
+  bytesReceived = 0
+  bytesSent = 0
+  /** Close the connection after this response: its framing cannot be trusted. */
+  closing = false
+  #buffered: Promise<Buffer> | undefined = undefined
+  #record: Record<string, unknown> | undefined = undefined
+
+  constructor(
+    raw: RawRequest,
+    rawResponse: RawResponse,
+    target: string,
+    directory: Directory,
+    options: ExchangeOptions
+  ) {
+    this.id = randomUUID().replaceAll('-', '')
+    this.startedAt = Date.now()
+    this.startedMark = performance.now()
+    this.raw = raw
+    this.rawResponse = rawResponse
+    this.directory = directory
+    this.options = options
+    this.request = new Request(raw, target, options)
+    this.upstream = new Upstream(this.request)
+  }
+
+  get ended(): boolean {
+    return this.answer !== undefined
+  }
+
+  authenticate(
+    consumer: Consumer | undefined,
+    credential: Credential | undefined,
+    identifier?: string,
+    groups?: readonly string[]
+  ): void {
+    const { upstream } = this
+    this.consumer = consumer
+    this.credential = credential
+    if (groups !== undefined) this.groups = groups
+    setOrClear(upstream, 'X-Consumer-ID', consumer?.id)
+    setOrClear(upstream, 'X-Consumer-Custom-ID', consumer?.custom_id)
+    setOrClear(upstream, 'X-Consumer-Username', consumer?.username)
+    setOrClear(
+      upstream,
+      'X-Credential-Identifier',
+      credential === undefined ? undefined : identifier
+    )
+    setOrClear(upstream, 'X-Anonymous-Consumer', credential === undefined ? 'true' : undefined)
+  }
+
+  exit(status: number, body?: string | Buffer | object, headers?: Record<string, string>): void {
+    const structured = body !== undefined && typeof body !== 'string' && !Buffer.isBuffer(body)
+    const base = structured ? ['Content-Type', 'application/json; charset=utf-8'] : []
+    this.#answer(
+      status,
+      structured ? JSON.stringify(body) : (body as string | Buffer | undefined),
+      base,
+      headers,
+      'exit'
+    )
+  }
+
+  error(status: number, message?: string, headers?: Record<string, string>): void {
+    const { contentType, body } = errorBody(
+      status,
+      message ?? defaultMessage(status),
+      this.request.headers.accept,
+      this.id
+    )
+    this.#answer(status, body, ['Content-Type', contentType], headers, 'exit')
+  }
+
+  /** Answers with an error of the gateway itself rather than of a plugin. */
+  fail(status: number, contentType: string, body: string): void {
+    this.#answer(status, body, ['Content-Type', contentType], undefined, 'error')
+  }
+
+  #answer(
+    status: number,
+    body: string | Buffer | undefined,
+    base: string[],
+    headers: Record<string, string> | undefined,
+    source: Answer['source']
+  ): void {
+    this.response.status = status
+    this.response.base = base
+    if (headers !== undefined) {
+      for (const [name, value] of Object.entries(headers)) this.response.setHeader(name, value)
+    }
+    this.answer = { body, source }
+  }
+
+  body(limit = this.options.maxBufferedBody): Promise<Buffer> {
+    this.#buffered ??= this.#buffer(Math.min(limit, this.options.maxBufferedBody))
+    return this.#buffered
+  }
+
+  async #buffer(limit: number): Promise<Buffer> {
+    const chunks: Buffer[] = []
+    let length = 0
+    const { raw } = this
+    await new Promise<void>((resolve, reject) => {
+      raw.on('data', (chunk: Buffer) => {
+        length += chunk.length
+        if (length > limit) {
+          raw.pause()
+          raw.removeAllListeners('data')
+          reject(new BodyTooLarge(limit))
+        } else {
+          chunks.push(chunk)
+        }
+      })
+      raw.once('end', resolve)
+      raw.once('close', () => reject(new BodyAborted()))
+      raw.once('error', () => reject(new BodyAborted()))
+    })
+    const body = Buffer.concat(chunks, length)
+    this.bytesReceived = length
+    this.upstream.body ??= body
+    return body
+  }
+
+  record(): Record<string, unknown> {
+    this.#record ??= buildRecord(this)
+    return { ...this.#record, ...this.logFields }
+  }
+}
+
+function setOrClear(upstream: Upstream, name: string, value: string | undefined): void {
+  if (value === undefined) upstream.removeHeader(name)
+  else upstream.setHeader(name, value)
+}

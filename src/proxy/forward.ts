@@ -1,0 +1,212 @@
+import type { IncomingHttpHeaders } from 'node:http'
+import type { Writable } from 'node:stream'
+import type { Dispatcher } from 'undici'
+import type { HttpExchange } from './exchange.ts'
+import { RequestBody } from './request-body.ts'
+import type { Peer } from './upstream.ts'
+
+/** What a forward tells the life of its request. */
+export interface ForwardOwner {
+  readonly maxBodySize: number
+  /** Whether the client has gone. */
+  upstreamHeaders(exchange: HttpExchange, peer: Peer): string[]
+  /** The upstream's head arrived; runs the response phase and writes the head. */
+  head(
+    exchange: HttpExchange,
+    status: number,
+    statusText: string | undefined,
+    rawHeaders: readonly (Buffer | string)[]
+  ): void | Promise<void>
+  informational(exchange: HttpExchange, status: number, headers: IncomingHttpHeaders): void
+  trailers(exchange: HttpExchange, rawTrailers: readonly (Buffer | string)[]): void
+  /** No attempt succeeded, or none is left; `error` undefined means there was no peer to try. */
+  failed(exchange: HttpExchange, error: Error | undefined): void
+}
+
+/** Methods whose repetition can have effects of its own (RFC 9110 §9.2.2, as the format lists them). */
+const NOT_REPEATABLE = new Set(['POST', 'LOCK', 'PATCH'])
+
+/**
+ * Sends one exchange to its upstream and streams the answer back, with back-pressure both ways.
+ * A handler of undici's dispatch: one object per request, no closure per event.
+ */
+export class Forward implements Dispatcher.DispatchHandler {
+  readonly #exchange: HttpExchange
+  readonly #owner: ForwardOwner
+  #body: RequestBody | Buffer | null
+  #controller: Dispatcher.DispatchController | undefined
+  #tried: Set<Peer> | undefined
+  /** Whether any byte of the request of the current attempt went out. */
+  #sent = false
+  #responded = false
+  #aborted = false
+  #ended = false
+  /** Bytes of a Content-Length body still to come; -1 when its end is not known beforehand. */
+  #remaining = -1
+
+  constructor(exchange: HttpExchange, owner: ForwardOwner, hasBody: boolean) {
+    this.#exchange = exchange
+    this.#owner = owner
+    this.#body =
+      exchange.upstream.body ??
+      (hasBody
+        ? new RequestBody(exchange, exchange.service!.write_timeout, owner.maxBodySize)
+        : null)
+  }
+
+  /** Picks a peer and sends; called again for each retry. */
+  attempt(): void {
+    const exchange = this.#exchange
+    const chosenAt = performance.now()
+    try {
+      const peer = exchange.target!.pick(this.#tried)
+      if (peer instanceof Promise) {
+        peer.then(
+          found => this.#send(found, chosenAt),
+          error => this.#owner.failed(exchange, error)
+        )
+      } else {
+        this.#send(peer, chosenAt)
+      }
+    } catch (error) {
+      this.#owner.failed(exchange, error as Error)
+    }
+  }
+
+  #send(peer: Peer | undefined, chosenAt: number): void {
+    const exchange = this.#exchange
+    if (this.#aborted) return
+    if (peer === undefined) {
+      this.#owner.failed(exchange, undefined)
+      return
+    }
+    const now = performance.now()
+    exchange.sentMark = now
+    exchange.tries.push({ startedAt: Date.now(), latency: now - chosenAt, peer })
+    this.#sent = false
+    const { service, upstream, request } = exchange
+    try {
+      peer.pool.dispatch(
+        {
+          path: upstream.query === undefined ? upstream.path : `${upstream.path}?${upstream.query}`,
+          method: request.method,
+          headers: this.#owner.upstreamHeaders(exchange, peer),
+          body: this.#body,
+          headersTimeout: service!.read_timeout,
+          bodyTimeout: service!.read_timeout
+        },
+        this
+      )
+    } catch (error) {
+      this.onResponseError(undefined, error as Error)
+    }
+  }
+
+  /** The client is gone: stop the upstream's work too. */
+  abort(): void {
+    if (this.#ended || this.#aborted) return
+    this.#aborted = true
+    this.#controller?.abort(new Error('client closed the connection'))
+    if (this.#body instanceof RequestBody) this.#body.destroy()
+  }
+
+  onRequestStart(controller: Dispatcher.DispatchController): void {
+    this.#controller = controller
+    this.#sent = true
+    if (this.#aborted) controller.abort(new Error('client closed the connection'))
+  }
+
+  onResponseStart(
+    controller: Dispatcher.DispatchController,
+    status: number,
+    headers: IncomingHttpHeaders,
+    statusText?: string
+  ): void {
+    const exchange = this.#exchange
+    if (status < 200) {
+      this.#owner.informational(exchange, status, headers)
+      return
+    }
+    exchange.firstByteMark = performance.now()
+    exchange.upstreamStatuses.push(status)
+    this.#responded = true
+    const length = headers['content-length']
+    this.#remaining = length === undefined ? -1 : Number(length)
+    const pending = this.#owner.head(
+      exchange,
+      status,
+      statusText,
+      controller.rawHeaders as readonly (Buffer | string)[]
+    )
+    if (pending !== undefined) {
+      controller.pause()
+      pending.then(
+        () => controller.resume(),
+        error => controller.abort(error)
+      )
+    }
+  }
+
+  onResponseData(controller: Dispatcher.DispatchController, chunk: Buffer): void {
+    const { rawResponse } = this.#exchange
+    this.#exchange.bytesSent += chunk.length
+    if (chunk.length === this.#remaining) {
+      // The last bytes of a body of known length end the response here: head and body of a small
+      // one leave in a single write.
+      this.#finish()
+      ;(rawResponse as Writable).end(chunk)
+      return
+    }
+    this.#remaining -= chunk.length
+    if (!(rawResponse as Writable).write(chunk)) {
+      controller.pause()
+      rawResponse.once('drain', () => controller.resume())
+    }
+  }
+
+  onResponseEnd(controller: Dispatcher.DispatchController): void {
+    if (this.#ended) return
+    this.#finish()
+    const trailers = controller.rawTrailers as readonly (Buffer | string)[] | null | undefined
+    if (trailers != null && trailers.length > 0) this.#owner.trailers(this.#exchange, trailers)
+    this.#exchange.rawResponse.end()
+  }
+
+  onResponseError(_controller: Dispatcher.DispatchController | undefined, error: Error): void {
+    const exchange = this.#exchange
+    if (this.#aborted || this.#ended) return
+    if (this.#responded) {
+      this.#ended = true
+      // The head is out, so only a cut connection tells the client that the body is not whole.
+      exchange.rawResponse.destroy(error)
+      return
+    }
+    const attempt = exchange.tries.at(-1)!
+    if (this.#mayRetry(error)) {
+      attempt.state = 'next'
+      attempt.code = 502
+      this.#tried ??= new Set()
+      this.#tried.add(attempt.peer)
+      this.attempt()
+    } else {
+      attempt.state = 'failed'
+      this.#ended = true
+      if (this.#body instanceof RequestBody) this.#body.destroy()
+      this.#owner.failed(exchange, error)
+    }
+  }
+
+  #mayRetry(error: Error & { code?: string }): boolean {
+    const exchange = this.#exchange
+    if (exchange.tries.length > exchange.service!.retries) return false
+    if (error.code?.startsWith('POSTERN_') || error.code === 'UND_ERR_INVALID_ARG') return false
+    if (this.#body instanceof RequestBody && (this.#body.touched || this.#body.destroyed))
+      return false
+    return !this.#sent || !NOT_REPEATABLE.has(exchange.request.method)
+  }
+
+  #finish(): void {
+    this.#ended = true
+    this.#exchange.lastByteMark = performance.now()
+  }
+}

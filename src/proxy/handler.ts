@@ -1,0 +1,571 @@
+import type { IncomingHttpHeaders, ServerResponse } from 'node:http'
+import type { Http2ServerResponse, OutgoingHttpHeaders } from 'node:http2'
+import type { Chains } from '../plugins/chain.ts'
+import { runAccess, runLog, runPhase } from '../plugins/chain.ts'
+import type { Instance } from '../plugins/instance.ts'
+import type { Directory, Exchange, Logger } from '../plugins/plugin.ts'
+import type { ExchangeOptions, RawRequest, RawResponse } from './exchange.ts'
+import { HttpExchange } from './exchange.ts'
+import { httpLayerBody, upstreamFailure } from './failure.ts'
+import { Forward, type ForwardOwner } from './forward.ts'
+import { framingProblem } from './framing.ts'
+import { buildUpstreamHeaders, filterResponseHeaders, filterTrailers } from './headers.ts'
+import type { Router } from './router.ts'
+import type { Peer, ServiceUpstream, Upstreams } from './upstream.ts'
+import { UpstreamPaths } from './upstream-paths.ts'
+
+/** What requests are served with: everything compiled from one configuration and its secrets. */
+export interface Serving {
+  readonly router: Router
+  readonly chains: Chains
+  readonly upstreams: Upstreams
+  readonly directory: Directory
+  /** Pins everything above until the matching {@link release}. */
+  acquire(): void
+  release(): void
+}
+
+/** The gateway's own header fields; which of them are sent. */
+export interface OwnHeaders {
+  /** `X-Postern` or `X-Kong`: the prefix of the fields below. */
+  readonly namespace: string
+  readonly server: boolean
+  readonly via: boolean
+  readonly latency: boolean
+  readonly requestId: boolean
+  readonly upstreamStatus: boolean
+  /** The request id towards the upstream. */
+  readonly upstreamRequestId: boolean
+}
+
+export interface HandlerOptions {
+  /** `postern/0.1.0`: the `Server` and `Via` token. */
+  readonly product: string
+  readonly ownHeaders: OwnHeaders
+  /** Most bytes of a request body; 0 is unlimited. */
+  readonly maxBodySize: number
+  readonly accessLog: boolean
+  readonly log: Logger
+}
+
+type Step = (exchange: HttpExchange) => void | Promise<void>
+
+const EXCHANGE = Symbol('exchange')
+type Carrier = RawResponse & { [EXCHANGE]?: Pinned }
+
+/** An exchange with what it pinned and, once it is forwarded, its forward. */
+interface Pinned {
+  readonly exchange: HttpExchange
+  readonly serving: Serving
+  readonly handler: Handler
+  forward: Forward | undefined
+}
+
+/** `Upgrade` and `Connection` values of the 426 that sends a client to TLS (RFC 9110 §15.5.22). */
+const UPGRADE_TO_TLS = { Connection: 'Upgrade', Upgrade: 'TLS/1.2, HTTP/1.1' }
+
+/** Runs requests through their life; one per data-plane thread. */
+export class Handler implements ForwardOwner {
+  readonly maxBodySize: number
+  readonly #options: HandlerOptions
+  readonly #current: () => Serving
+  readonly #via: string
+  readonly #names: {
+    readonly requestId: string
+    readonly upstreamLatency: string
+    readonly proxyLatency: string
+    readonly responseLatency: string
+    readonly upstreamStatus: string
+  }
+  readonly #paths = new UpstreamPaths()
+  #inFlight = 0
+
+  /** `current` gives what new requests are served with. */
+  constructor(options: HandlerOptions, current: () => Serving) {
+    this.#options = options
+    this.#current = current
+    this.maxBodySize = options.maxBodySize
+    this.#via = `1.1 ${options.product}`
+    const { namespace } = options.ownHeaders
+    this.#names = {
+      requestId: `${namespace}-Request-Id`,
+      upstreamLatency: `${namespace}-Upstream-Latency`,
+      proxyLatency: `${namespace}-Proxy-Latency`,
+      responseLatency: `${namespace}-Response-Latency`,
+      upstreamStatus: `${namespace}-Upstream-Status`
+    }
+  }
+
+  /** Exchanges that have begun and not yet ended. */
+  get inFlight(): number {
+    return this.#inFlight
+  }
+
+  /** The life of a request: each step in order, until one of them answers. */
+  readonly #life: readonly Step[] = [
+    exchange => this.#refuseAmbiguousFraming(exchange),
+    exchange => this.#rewrite(exchange),
+    exchange => this.#route(exchange),
+    exchange => this.#checkProtocol(exchange),
+    exchange => this.#access(exchange),
+    exchange => this.#forward(exchange)
+  ]
+
+  /** Serves one request whose head was parsed; `target` is its request target as received. */
+  serve(raw: RawRequest, rawResponse: RawResponse, target: string, options: ExchangeOptions): void {
+    const exchange = this.begin(raw, rawResponse, target, options)
+    this.#live(exchange, 0)
+  }
+
+  /** Opens an exchange that {@link finish} ends when its response closes. */
+  begin(
+    raw: RawRequest,
+    rawResponse: RawResponse,
+    target: string,
+    options: ExchangeOptions
+  ): HttpExchange {
+    const serving = this.#current()
+    serving.acquire()
+    this.#inFlight++
+    const exchange = new HttpExchange(raw, rawResponse, target, serving.directory, options)
+    exchange.selected = serving.chains.globals.fixed!
+    const carrier = rawResponse as Carrier
+    carrier[EXCHANGE] = { exchange, serving, handler: this, forward: undefined }
+    carrier.on('close', onClose)
+    return exchange
+  }
+
+  #live(exchange: HttpExchange, from: number): void {
+    for (let i = from; i < this.#life.length; i++) {
+      if (exchange.ended) {
+        this.#answer(exchange)
+        return
+      }
+      try {
+        const pending = this.#life[i]!(exchange)
+        if (pending !== undefined) {
+          pending.then(
+            () => this.#live(exchange, i + 1),
+            error => this.#crash(exchange, error)
+          )
+          return
+        }
+      } catch (error) {
+        this.#crash(exchange, error)
+        return
+      }
+    }
+    if (exchange.ended) this.#answer(exchange)
+  }
+
+  /**
+   * Runs the life of an upgrade request up to its forwarding; gives whether it may be forwarded.
+   * When it may not, the answer has been written.
+   */
+  async admit(exchange: HttpExchange): Promise<boolean> {
+    for (const step of this.#life.slice(0, -1)) {
+      try {
+        await step(exchange)
+      } catch (error) {
+        this.#crash(exchange, error)
+        return false
+      }
+      if (exchange.ended) break
+    }
+    if (!exchange.ended && exchange.service === undefined) {
+      exchange.error(503, 'no Service found with those values')
+    }
+    if (exchange.ended) this.#answer(exchange)
+    return !exchange.ended
+  }
+
+  #refuseAmbiguousFraming(exchange: HttpExchange): void {
+    const problem = framingProblem(exchange.raw, exchange.request.target)
+    if (problem !== undefined) {
+      exchange.closing = true
+      this.#fail(exchange, problem.status, problem.message)
+    } else if (this.maxBodySize > 0) {
+      const length = Number(exchange.request.headers['content-length'])
+      if (length > this.maxBodySize) {
+        exchange.closing = true
+        this.#fail(exchange, 413, 'Payload too large')
+      }
+    }
+  }
+
+  #rewrite(exchange: HttpExchange): void | Promise<void> {
+    if (exchange.selected.length === 0) return
+    return runPhase('rewrite', exchange.selected, exchange, this.#hookFailed)
+  }
+
+  #route(exchange: HttpExchange): void {
+    const { request } = exchange
+    const match = this.#servingOf(exchange).router.match({
+      method: request.method,
+      host: request.host,
+      port: request.port,
+      path: request.path,
+      headers: request.headers,
+      sni: request.scheme === 'https' ? (request.tls?.sni ?? '') : undefined
+    })
+    if (match === undefined) {
+      exchange.error(404, 'no Route matched with those values')
+      return
+    }
+    exchange.route = match.route
+    exchange.service = match.service
+    exchange.prefix = match.prefix
+    request.captures = match.captures
+    if (match.service !== undefined) {
+      exchange.upstream.path = this.#paths.of(match.route, match.service)(
+        request.path,
+        match.prefix
+      )
+    }
+  }
+
+  /** Checks after the match whether the route may be used over this connection (entities of kind grpc too). */
+  #checkProtocol(exchange: HttpExchange): void {
+    const { protocols, https_redirect_status_code: status } = exchange.route!
+    const { request } = exchange
+    if (protocols.includes('https') && !protocols.includes('http')) {
+      const proto = request.trusted ? request.headers['x-forwarded-proto'] : undefined
+      if ((proto ?? request.scheme) !== 'https') {
+        if (status === 426) exchange.error(426, 'Please use HTTPS protocol', UPGRADE_TO_TLS)
+        else
+          exchange.exit(status, undefined, { Location: `https://${request.host}${request.target}` })
+        return
+      }
+    }
+    if (protocols.includes('grpc') || protocols.includes('grpcs'))
+      this.#checkGrpc(exchange, protocols)
+  }
+
+  #checkGrpc(exchange: HttpExchange, protocols: readonly string[]): void {
+    const { request } = exchange
+    const isGrpc = request.headers['content-type']?.startsWith('application/grpc') === true
+    if (!isGrpc) {
+      exchange.error(415, 'Non-gRPC request matched gRPC route')
+    } else if (request.httpVersion !== '2.0') {
+      exchange.error(426, 'Please use HTTP2 protocol', { Connection: 'Upgrade', Upgrade: 'HTTP/2' })
+    } else if (!protocols.includes('grpc') && request.scheme === 'http') {
+      exchange.exit(200, undefined, {
+        'Content-Type': 'application/grpc',
+        'grpc-status': '1',
+        'grpc-message': 'gRPC request matched gRPCs route'
+      })
+    }
+  }
+
+  #access(exchange: HttpExchange): void | Promise<void> {
+    const chain = this.#servingOf(exchange).chains.for(exchange.route!, exchange.service)
+    const selected = runAccess(chain, exchange, this.#hookFailed)
+    if (selected instanceof Promise) {
+      return selected.then(instances => {
+        exchange.selected = instances
+      })
+    }
+    exchange.selected = selected
+  }
+
+  #forward(exchange: HttpExchange): void {
+    const { service, raw } = exchange
+    if (service === undefined) {
+      exchange.error(503, 'no Service found with those values')
+      return
+    }
+    const pinned = (exchange.rawResponse as Carrier)[EXCHANGE]!
+    exchange.target = pinned.serving.upstreams.of(service)
+    const forward = new Forward(exchange, this, hasBody(raw))
+    pinned.forward = forward
+    forward.attempt()
+  }
+
+  /** The gateway's own field lines for an answer to what never became a request. */
+  answerFields(id: string): string {
+    const { ownHeaders, product } = this.#options
+    return (
+      (ownHeaders.server ? `Server: ${product}\r\n` : '') +
+      (ownHeaders.requestId ? `${this.#names.requestId}: ${id}\r\n` : '')
+    )
+  }
+
+  /** The upstream of an admitted exchange. */
+  targetOf(exchange: HttpExchange): ServiceUpstream {
+    exchange.target ??= this.#servingOf(exchange).upstreams.of(exchange.service!)
+    return exchange.target
+  }
+
+  // ForwardOwner
+
+  upstreamHeaders(exchange: HttpExchange, peer: Peer, upgrade = false): string[] {
+    const { request, upstream, route } = exchange
+    const { ownHeaders } = this.#options
+    return buildUpstreamHeaders({
+      rawHeaders: request.rawHeaders,
+      edits: upstream.edits,
+      host: route!.preserve_host ? request.authority : peer.authority,
+      clientIp: request.clientIp,
+      remoteAddress: request.remoteAddress,
+      scheme: request.scheme,
+      forwardedHost: request.host,
+      port: exchange.options.listener.port,
+      rawPath: request.rawPath,
+      prefix: route!.strip_path && exchange.prefix !== '/' ? exchange.prefix : undefined,
+      trusted: request.trusted,
+      httpVersion: request.httpVersion,
+      requestId: ownHeaders.upstreamRequestId ? exchange.id : undefined,
+      requestIdHeader: this.#names.requestId,
+      via: this.#options.product,
+      upgrade,
+      bodyLength: upstream.body?.length
+    })
+  }
+
+  informational(exchange: HttpExchange, status: number, headers: IncomingHttpHeaders): void {
+    // RFC 9110 §15.2: 1.0 clients do not know interim responses. Only Early Hints carry meaning on.
+    if (status !== 103 || exchange.request.httpVersion === '1.0' || headers.link === undefined)
+      return
+    exchange.rawResponse.writeEarlyHints({ link: headers.link as string | string[] })
+  }
+
+  head(
+    exchange: HttpExchange,
+    status: number,
+    statusText: string | undefined,
+    rawHeaders: readonly (Buffer | string)[]
+  ): void | Promise<void> {
+    const { response } = exchange
+    response.status = status
+    response.base = filterResponseHeaders(rawHeaders, wantsTrailers(exchange))
+    const pending = runPhase('response', exchange.selected, exchange, this.#hookFailed)
+    if (pending !== undefined)
+      return pending.then(() => this.#writeProxiedHead(exchange, statusText))
+    this.#writeProxiedHead(exchange, statusText)
+  }
+
+  #writeProxiedHead(exchange: HttpExchange, statusText: string | undefined): void {
+    const { ownHeaders, product } = this.#options
+    const fields = exchange.response.fields()
+    let server = false
+    let via = -1
+    for (let i = 0; i < fields.length; i += 2) {
+      const name = fields[i]!
+      if (name.length === 6 && name.toLowerCase() === 'server') server = true
+      else if (name.length === 3 && name.toLowerCase() === 'via') via = i
+    }
+    if (ownHeaders.server && !server) fields.push('Server', product)
+    if (ownHeaders.via) {
+      if (via === -1) fields.push('Via', this.#via)
+      else fields[via + 1] = `${fields[via + 1]}, ${this.#via}`
+    }
+    if (ownHeaders.latency) {
+      fields.push(
+        this.#names.upstreamLatency,
+        `${Math.round(exchange.firstByteMark - exchange.sentMark)}`,
+        this.#names.proxyLatency,
+        `${Math.round(exchange.sentMark - exchange.startedMark)}`
+      )
+    }
+    if (ownHeaders.requestId) fields.push(this.#names.requestId, exchange.id)
+    if (ownHeaders.upstreamStatus) {
+      fields.push(this.#names.upstreamStatus, `${exchange.upstreamStatuses.at(-1)}`)
+    }
+    writeHead(exchange, exchange.response.status, statusText, fields)
+  }
+
+  trailers(exchange: HttpExchange, rawTrailers: readonly (Buffer | string)[]): void {
+    if (!wantsTrailers(exchange)) return
+    const fields = filterTrailers(rawTrailers)
+    if (exchange.request.httpVersion === '2.0') {
+      const trailers: Record<string, string> = {}
+      for (let i = 0; i < fields.length; i += 2) trailers[fields[i]!] = fields[i + 1]!
+      ;(exchange.rawResponse as Http2ServerResponse).addTrailers(trailers)
+    } else {
+      const pairs: [string, string][] = []
+      for (let i = 0; i < fields.length; i += 2) pairs.push([fields[i]!, fields[i + 1]!])
+      ;(exchange.rawResponse as ServerResponse).addTrailers(pairs)
+    }
+  }
+
+  failed(exchange: HttpExchange, error: (Error & { code?: string }) | undefined): void {
+    if (error === undefined) {
+      exchange.error(503, 'failure to get a peer from the ring-balancer')
+    } else {
+      const { status, message } = upstreamFailure(error)
+      const attempt = exchange.tries.at(-1)
+      if (attempt !== undefined) attempt.code = status
+      this.#options.log.error(
+        {
+          request_id: exchange.id,
+          code: error.code ?? error.name,
+          service: exchange.service?.name ?? exchange.service?.id,
+          peer: attempt === undefined ? undefined : `${attempt.peer.ip}:${attempt.peer.port}`,
+          tries: exchange.tries.length
+        },
+        `no answer from the upstream: ${error.message}`
+      )
+      if (status === 413 || status === 400) exchange.closing = true
+      if (error.code?.startsWith('POSTERN_DNS')) exchange.error(status, message)
+      else this.#fail(exchange, status, message)
+    }
+    this.#answer(exchange)
+  }
+
+  #fail(exchange: HttpExchange, status: number, message: string): void {
+    const { accept, 'content-type': contentType } = exchange.request.headers
+    const answer = httpLayerBody(status, message, accept, contentType, exchange.id)
+    exchange.fail(status, answer.contentType, answer.body)
+  }
+
+  #answer(exchange: HttpExchange): void {
+    const pending = runPhase('response', exchange.selected, exchange, this.#hookFailed)
+    if (pending === undefined) this.#writeAnswer(exchange)
+    else
+      pending.then(
+        () => this.#writeAnswer(exchange),
+        error => this.#crash(exchange, error)
+      )
+  }
+
+  #writeAnswer(exchange: HttpExchange): void {
+    const { ownHeaders, product } = this.#options
+    const { rawResponse, response } = exchange
+    if (rawResponse.headersSent || rawResponse.destroyed) return
+    const body = exchange.answer!.body
+    const fields = response.fields()
+    if (ownHeaders.server) fields.push('Server', product)
+    if (ownHeaders.latency) {
+      fields.push(
+        this.#names.responseLatency,
+        `${Math.round(performance.now() - exchange.startedMark)}`
+      )
+    }
+    if (ownHeaders.requestId) fields.push(this.#names.requestId, exchange.id)
+    const length = body === undefined ? 0 : Buffer.byteLength(body)
+    // RFC 9110 §8.6: no Content-Length with 1xx and 204.
+    if (response.status !== 204 && response.status >= 200)
+      fields.push('Content-Length', `${length}`)
+    if (exchange.closing && exchange.request.httpVersion !== '2.0')
+      fields.push('Connection', 'close')
+    writeHead(exchange, response.status, undefined, fields)
+    if (body !== undefined && exchange.request.method !== 'HEAD') {
+      exchange.bytesSent = length
+      rawResponse.end(body)
+    } else {
+      rawResponse.end()
+    }
+    if (exchange.closing) closeAfter(exchange)
+  }
+
+  /** A bug or a hook that broke the exchange: 500 if nothing was sent, else a cut connection. */
+  #crash(exchange: HttpExchange, error: unknown): void {
+    this.#options.log.error(
+      { request_id: exchange.id, err: error },
+      'an exchange failed unexpectedly'
+    )
+    if (exchange.rawResponse.headersSent) {
+      exchange.rawResponse.destroy()
+      return
+    }
+    this.#fail(exchange, 500, 'An unexpected error occurred')
+    this.#writeAnswer(exchange)
+  }
+
+  readonly #hookFailed = (exchange: Exchange, instance: Instance, error: unknown): void => {
+    const status = (error as { statusCode?: number }).statusCode
+    this.#options.log.error(
+      { request_id: exchange.id, plugin: instance.plugin.name, err: error },
+      `plugin ${instance.plugin.name} failed`
+    )
+    if (exchange.response.status !== 0) return
+    if (status === 413) exchange.error(413, 'Payload too large')
+    else this.#fail(exchange as HttpExchange, 500, 'An unexpected error occurred')
+  }
+
+  #servingOf(exchange: HttpExchange): Serving {
+    return (exchange.rawResponse as Carrier)[EXCHANGE]!.serving
+  }
+
+  /** The response is out or its connection gone: log, and let go of what was pinned. */
+  finish(pinned: { exchange: HttpExchange; serving: Serving; forward: Forward | undefined }): void {
+    const { exchange, serving, forward } = pinned
+    if (!exchange.rawResponse.writableFinished) forward?.abort()
+    // 499: the client closed before anything was answered.
+    if (exchange.response.status === 0) exchange.response.status = 499
+    runLog(exchange.selected, exchange, this.#hookFailed)
+    if (this.#options.accessLog) {
+      const { request, response } = exchange
+      this.#options.log.info(
+        {
+          request_id: exchange.id,
+          client_ip: request.clientIp,
+          method: request.method,
+          path: request.path,
+          status: response.status,
+          ms: Math.round(performance.now() - exchange.startedMark)
+        },
+        'request'
+      )
+    }
+    this.#inFlight--
+    serving.release()
+  }
+}
+
+function onClose(this: RawResponse): void {
+  const pinned = (this as Carrier)[EXCHANGE]
+  if (pinned === undefined) return
+  ;(this as Carrier)[EXCHANGE] = undefined as never
+  pinned.handler.finish(pinned)
+}
+
+/** Whether a request carries content (RFC 9112 §6: its framing fields say so). */
+function hasBody(raw: RawRequest): boolean {
+  if ('stream' in raw) return !raw.stream.endAfterHeaders
+  const length = raw.headers['content-length']
+  return raw.headers['transfer-encoding'] !== undefined || (length !== undefined && length !== '0')
+}
+
+/** RFC 9110 §6.5.1: trailers only go to clients that said they take them. */
+function wantsTrailers(exchange: HttpExchange): boolean {
+  const { te } = exchange.request.headers
+  return typeof te === 'string' && te.toLowerCase().includes('trailers')
+}
+
+function writeHead(
+  exchange: HttpExchange,
+  status: number,
+  statusText: string | undefined,
+  fields: string[]
+): void {
+  const { rawResponse } = exchange
+  if (exchange.request.httpVersion === '2.0') {
+    ;(rawResponse as Http2ServerResponse).writeHead(status, groupFields(fields))
+  } else if (statusText === undefined || statusText === '') {
+    ;(rawResponse as ServerResponse).writeHead(status, fields)
+  } else {
+    ;(rawResponse as ServerResponse).writeHead(status, statusText, fields)
+  }
+}
+
+/** HTTP/2 has no connection-specific fields (RFC 9113 §8.2.2) and takes repeats as arrays. */
+function groupFields(fields: readonly string[]): OutgoingHttpHeaders {
+  const headers: Record<string, string | string[]> = Object.create(null)
+  for (let i = 0; i < fields.length; i += 2) {
+    const name = fields[i]!.toLowerCase()
+    if (name === 'connection' || name === 'upgrade' || name === 'keep-alive') continue
+    const before = headers[name]
+    if (before === undefined) headers[name] = fields[i + 1]!
+    else if (Array.isArray(before)) before.push(fields[i + 1]!)
+    else headers[name] = [before, fields[i + 1]!]
+  }
+  return headers
+}
+
+/** Ends the connection once the answer is out: what follows on it cannot be trusted. */
+function closeAfter(exchange: HttpExchange): void {
+  const { rawResponse, raw } = exchange
+  if ('stream' in raw) return
+  rawResponse.once('finish', () => raw.socket.destroySoon())
+}

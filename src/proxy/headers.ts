@@ -1,0 +1,243 @@
+/** What the header fields towards an upstream are made of. */
+export interface UpstreamHeadersInput {
+  /** The client's fields, flat, as received. */
+  readonly rawHeaders: readonly string[]
+  /** Plugins' edits by lower-case name; an undefined value removes the client's field. */
+  readonly edits:
+    | ReadonlyMap<string, { readonly name: string; readonly value: string | undefined }>
+    | undefined
+  readonly host: string
+  readonly clientIp: string
+  readonly remoteAddress: string
+  readonly scheme: string
+  /** Host the client addressed, without port. */
+  readonly forwardedHost: string
+  /** The listener's port. */
+  readonly port: number
+  readonly rawPath: string
+  /** The prefix taken off the path; undefined when none was. */
+  readonly prefix: string | undefined
+  /** Whether forwarding fields of the direct peer are believed. */
+  readonly trusted: boolean
+  readonly httpVersion: string
+  /** Undefined sends none. */
+  readonly requestId: string | undefined
+  readonly requestIdHeader: string
+  /** Our name in `Via`. */
+  readonly via: string
+  readonly upgrade: boolean
+  /** Length of a body that replaces the client's; undefined keeps the client's framing. */
+  readonly bodyLength: number | undefined
+}
+
+/** Fields that end at this hop (RFC 9110 §7.6.1, RFC 9113 §8.2.2) or that are made anew here. */
+const NOT_FORWARDED = new Set([
+  'connection',
+  'keep-alive',
+  'proxy',
+  'proxy-connection',
+  'te',
+  'trailer',
+  'transfer-encoding',
+  'upgrade',
+  'http2-settings',
+  'expect',
+  'host',
+  'via',
+  'x-real-ip',
+  'x-forwarded-for',
+  'x-forwarded-proto',
+  'x-forwarded-host',
+  'x-forwarded-port',
+  'x-forwarded-path',
+  'x-forwarded-prefix'
+])
+
+/** Connection options that name no field. */
+const PLAIN_OPTIONS = new Set(['keep-alive', 'close', 'upgrade', 'te'])
+
+/** The fields a `Connection` value names, lower case; undefined for the usual values. */
+function namedFields(value: string): readonly string[] | undefined {
+  if (value === 'keep-alive' || value === 'close' || value === 'Upgrade') return undefined
+  const names = value
+    .toLowerCase()
+    .split(',')
+    .map(name => name.trim())
+    .filter(name => name !== '' && !PLAIN_OPTIONS.has(name))
+  return names.length === 0 ? undefined : names
+}
+
+function collectNamed(flat: readonly (string | Buffer)[]): ReadonlySet<string> | undefined {
+  let named: Set<string> | undefined
+  for (let i = 0; i < flat.length; i += 2) {
+    const name = flat[i]!
+    if (name.length !== 10 || name.toString().toLowerCase() !== 'connection') continue
+    for (const field of namedFields(flat[i + 1]!.toString()) ?? []) {
+      named ??= new Set()
+      named.add(field)
+    }
+  }
+  return named
+}
+
+/**
+ * The fields to send upstream, flat. Fields a client's `Connection` names are dropped before
+ * plugins' edits and our own fields are added, so no client can strip those.
+ */
+export function buildUpstreamHeaders(input: UpstreamHeadersInput): string[] {
+  const { rawHeaders, edits, trusted } = input
+  const named = collectNamed(rawHeaders)
+  const ownRequestId = input.requestId === undefined ? '' : input.requestIdHeader.toLowerCase()
+  const fields: string[] = ['Host', input.host]
+  let forwardedFor = ''
+  let via = ''
+  let cookie = -1
+  let takesTrailers = false
+  let proto: string | undefined
+  let host: string | undefined
+  let port: string | undefined
+  let path: string | undefined
+  let prefix: string | undefined
+  for (let i = 0; i < rawHeaders.length; i += 2) {
+    const name = rawHeaders[i]!
+    const value = rawHeaders[i + 1]!
+    if (name.charCodeAt(0) === 58) continue
+    const lower = name.toLowerCase()
+    if (NOT_FORWARDED.has(lower)) {
+      switch (lower) {
+        case 'x-forwarded-for':
+          forwardedFor = forwardedFor === '' ? value : `${forwardedFor}, ${value}`
+          break
+        case 'via':
+          via = via === '' ? value : `${via}, ${value}`
+          break
+        case 'te':
+          takesTrailers = value.toLowerCase().includes('trailers')
+          break
+        case 'x-forwarded-proto':
+          proto = value
+          break
+        case 'x-forwarded-host':
+          host = value
+          break
+        case 'x-forwarded-port':
+          port = value
+          break
+        case 'x-forwarded-path':
+          path = value
+          break
+        case 'x-forwarded-prefix':
+          prefix = value
+          break
+      }
+      continue
+    }
+    if (named?.has(lower) || edits?.has(lower) || lower === ownRequestId) continue
+    if (lower === 'content-length' && input.bodyLength !== undefined) continue
+    if (lower === 'cookie') {
+      // RFC 9113 §8.2.3: crumbs of an HTTP/2 request become one field towards HTTP/1.1.
+      if (cookie !== -1) {
+        fields[cookie] = `${fields[cookie]}; ${value}`
+        continue
+      }
+      cookie = fields.length + 1
+    }
+    fields.push(name, value)
+  }
+  if (edits !== undefined) {
+    for (const [lower, { name, value }] of edits) {
+      if (value === undefined) continue
+      if (lower === 'host') fields[1] = value
+      else fields.push(name, value)
+    }
+  }
+  if (input.bodyLength !== undefined) fields.push('Content-Length', `${input.bodyLength}`)
+  if (takesTrailers) fields.push('TE', 'trailers')
+  fields.push(
+    'X-Real-IP',
+    input.clientIp,
+    'X-Forwarded-For',
+    forwardedFor === '' ? input.clientIp : `${forwardedFor}, ${input.remoteAddress}`,
+    'X-Forwarded-Proto',
+    (trusted ? proto : undefined) ?? input.scheme,
+    'X-Forwarded-Host',
+    (trusted ? host : undefined) ?? input.forwardedHost,
+    'X-Forwarded-Port',
+    (trusted ? port : undefined) ?? `${input.port}`,
+    'X-Forwarded-Path',
+    (trusted ? path : undefined) ?? input.rawPath
+  )
+  const prefixValue = (trusted ? prefix : undefined) ?? input.prefix
+  if (prefixValue !== undefined) fields.push('X-Forwarded-Prefix', prefixValue)
+  const token = `${input.httpVersion === '2.0' ? '2' : input.httpVersion} ${input.via}`
+  fields.push('Via', via === '' ? token : `${via}, ${token}`)
+  if (input.requestId !== undefined) fields.push(input.requestIdHeader, input.requestId)
+  if (input.upgrade) fields.push('Connection', 'keep-alive, Upgrade', 'Upgrade', 'websocket')
+  return fields
+}
+
+const RESPONSE_HOP_BY_HOP = new Set([
+  'connection',
+  'keep-alive',
+  'proxy-connection',
+  'transfer-encoding',
+  'upgrade',
+  'te'
+])
+
+/** Whether a field value may be sent on: no control characters but tab (RFC 9110 §5.5). */
+function isFieldValue(value: string): boolean {
+  for (let i = 0; i < value.length; i++) {
+    const code = value.charCodeAt(i)
+    if ((code < 32 && code !== 9) || code === 127 || code > 255) return false
+  }
+  return true
+}
+
+const text = (value: Buffer | string): string =>
+  typeof value === 'string' ? value : value.toString('latin1')
+
+/** An upstream's fields as they may go to the client, flat; a field no client could read is left out. */
+export function filterResponseHeaders(
+  raw: readonly (Buffer | string)[],
+  wantsTrailers: boolean
+): string[] {
+  const named = collectNamed(raw)
+  const fields: string[] = []
+  for (let i = 0; i < raw.length; i += 2) {
+    const name = text(raw[i]!)
+    const lower = name.toLowerCase()
+    if (RESPONSE_HOP_BY_HOP.has(lower) || named?.has(lower)) continue
+    if (lower === 'trailer' && !wantsTrailers) continue
+    const value = text(raw[i + 1]!)
+    if (isFieldValue(value)) fields.push(name, value)
+  }
+  return fields
+}
+
+/** Fields that must not come as trailers: they frame, route or authenticate (RFC 9110 §6.5.1). */
+const NEVER_TRAILERS = new Set([
+  'transfer-encoding',
+  'content-length',
+  'host',
+  'connection',
+  'trailer',
+  'te',
+  'content-encoding',
+  'content-type',
+  'content-range',
+  'authorization',
+  'set-cookie',
+  'cache-control'
+])
+
+/** An upstream's trailers as they may go to the client, flat. */
+export function filterTrailers(raw: readonly (Buffer | string)[]): string[] {
+  const fields: string[] = []
+  for (let i = 0; i < raw.length; i += 2) {
+    const name = text(raw[i]!)
+    const value = text(raw[i + 1]!)
+    if (!NEVER_TRAILERS.has(name.toLowerCase()) && isFieldValue(value)) fields.push(name, value)
+  }
+  return fields
+}

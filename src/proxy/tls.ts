@@ -1,0 +1,102 @@
+import { createSecureContext, type SecureContext } from 'node:tls'
+import type { Certificate, Sni } from '../schema/entities.ts'
+
+/** A certificate chain and its private key, both PEM. */
+export interface KeyPair {
+  readonly cert: string
+  readonly key: string
+}
+
+/** A certificate as TLS servers take it: chains and keys in the same order. */
+export interface Material {
+  readonly cert: readonly string[]
+  readonly key: readonly string[]
+}
+
+/** The certificates of a configuration by the names they are for. */
+export interface CertificateStore {
+  /** The certificate of clients that name no server, which TLS servers want as material. */
+  readonly unnamed: Material
+  /** The best certificate for the name a client asked for. */
+  context(servername: string): SecureContext
+}
+
+/** The name that stands for every other one. */
+const DEFAULT = '*'
+
+function materialOf(certificate: Certificate): Material {
+  const cert = [certificate.cert.reveal()]
+  const key = [certificate.key.reveal()]
+  if (certificate.cert_alt !== undefined && certificate.key_alt !== undefined) {
+    cert.push(certificate.cert_alt.reveal())
+    key.push(certificate.key_alt.reveal())
+  }
+  return { cert, key }
+}
+
+function contextOf({ cert, key }: Material): SecureContext {
+  return createSecureContext({ cert: [...cert], key: [...key], minVersion: 'TLSv1.2' })
+}
+
+/**
+ * Makes each certificate's TLS context once. Throws what OpenSSL says of material it does not take.
+ * Look-up goes from the exact name over a wildcard for its first label and one for its last to `*`
+ * and then `fallback`.
+ */
+export function compileCertificates(
+  certificates: readonly Certificate[],
+  snis: readonly Sni[],
+  fallback: KeyPair
+): CertificateStore {
+  const materials = new Map(certificates.map(certificate => [certificate.id, materialOf(certificate)]))
+  const contexts = new Map([...materials].map(([id, material]) => [id, contextOf(material)]))
+  const byName = new Map<string, SecureContext>()
+  let unnamed: Material =
+    fallback.cert === '' ? { cert: [], key: [] } : { cert: [fallback.cert], key: [fallback.key] }
+  let last: SecureContext | undefined
+  for (const { name, certificate } of snis) {
+    const context = contexts.get(certificate.id)
+    if (context === undefined) continue
+    byName.set(name.toLowerCase(), context)
+    if (name === DEFAULT) {
+      unnamed = materials.get(certificate.id)!
+      last = context
+    }
+  }
+  const other = last ?? contextOf(unnamed)
+  return {
+    unnamed,
+    context(servername) {
+      const name = servername.toLowerCase()
+      const exact = byName.get(name)
+      if (exact !== undefined) return exact
+      const first = name.indexOf('.')
+      const end = name.lastIndexOf('.')
+      if (first === -1) return other
+      // A wildcard stands for one label below a domain, never for a domain below a top-level one.
+      const wildcard = first === end ? undefined : byName.get(`*${name.slice(first)}`)
+      return wildcard ?? byName.get(`${name.slice(0, end)}.*`) ?? other
+    }
+  }
+}
+
+/** A fresh self-signed certificate for `localhost`, for listeners that were given none. */
+export async function selfSigned(): Promise<KeyPair> {
+  const { generate } = await import('selfsigned')
+  const { cert, private: key } = await generate([{ name: 'commonName', value: 'localhost' }], {
+    keyType: 'ec',
+    curve: 'P-256',
+    algorithm: 'sha256',
+    extensions: [
+      { name: 'basicConstraints', cA: false },
+      {
+        name: 'subjectAltName',
+        altNames: [
+          { type: 2, value: 'localhost' },
+          { type: 7, ip: '127.0.0.1' }
+        ]
+      }
+    ]
+  })
+  return { cert, key }
+}

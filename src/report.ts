@@ -1,0 +1,86 @@
+import { stripVTControlCharacters, styleText } from 'node:util'
+import type { Problem } from './errors.ts'
+
+export interface ReportOptions {
+  readonly color: boolean
+  /** The text the problems' places are in, or a function that gives it by file; its lines are shown. */
+  readonly source?: string | ((file: string) => string | undefined)
+}
+
+type Style = Parameters<typeof styleText>[0]
+
+/** Longest part of a source line that is shown, around the place. */
+const MAX_WIDTH = 120
+/** Keys whose literal values are not shown: a build log is no place for them. */
+const SENSITIVE =
+  /^(\s*(?:- )?["']?[\w.-]*(?:pass|secret|token|key|credential|cert)[\w.-]*["']?\s*:\s*)(.+)$/i
+
+/** Problems for a person: place and message, the source line with a caret, what to do. */
+export function renderProblems(problems: readonly Problem[], options: ReportOptions): string {
+  const paint = painter(options.color)
+  const blocks = problems.map(({ code, message, fix, place }) => {
+    const { file, line, column, path } = place
+    // A setting has a name, and no line.
+    const where = file === 'environment' ? file : `${file}:${line}:${column}`
+    const shown = [
+      `${paint('bold', path === '' ? where : `${where} ${path}`)}: ${paint('red', visible(message))}`
+    ]
+    const source = sourceOf(file, options.source)?.split(/\r?\n/)[line - 1]
+    if (source !== undefined && source.trim() !== '')
+      shown.push(...excerpt(source, line, column, paint))
+    shown.push(`  ${visible(fix)} ${paint('dim', `[${code}]`)}`)
+    return shown.join('\n')
+  })
+  const count = `${problems.length} problem${problems.length === 1 ? '' : 's'}`
+  return `${[...blocks, count].join('\n\n')}\n`
+}
+
+/** Rows under a header, columns aligned. */
+export function renderTable(
+  columns: readonly string[],
+  rows: readonly (readonly string[])[],
+  options: { readonly color: boolean } = { color: false }
+): string {
+  const paint = painter(options.color)
+  const widths = columns.map((column, index) =>
+    Math.max(column.length, ...rows.map(row => visible(row[index] ?? '').length))
+  )
+  const line = (cells: readonly string[]): string =>
+    widths
+      .map((width, index) => visible(cells[index] ?? '').padEnd(width))
+      .join('  ')
+      .trimEnd()
+  return `${[paint('bold', line(columns)), ...rows.map(line)].join('\n')}\n`
+}
+
+function painter(color: boolean): (style: Style, text: string) => string {
+  return (style, text) => (color ? styleText(style, text, { validateStream: false }) : text)
+}
+
+function sourceOf(file: string, source: ReportOptions['source']): string | undefined {
+  if (file === 'environment') return undefined
+  return typeof source === 'function' ? source(file) : source
+}
+
+function excerpt(
+  source: string,
+  line: number,
+  column: number,
+  paint: (style: Style, text: string) => string
+): string[] {
+  const masked = visible(source).replace(SENSITIVE, (whole, key: string, value: string) =>
+    /^["'|>&*[{]*\{vault:\/\/[^}]*\}["']?\s*$/.test(value) ? whole : `${key}…`
+  )
+  const from = Math.max(0, Math.min(column - MAX_WIDTH / 2, masked.length - MAX_WIDTH))
+  const margin = `${line} | `
+  const caret = Math.min(column - 1, masked.length) - from
+  return [
+    `  ${paint('dim', margin)}${masked.slice(from, from + MAX_WIDTH)}`,
+    `  ${' '.repeat(margin.length + Math.max(0, caret))}${paint('yellow', '^')}`
+  ]
+}
+
+/** Text of a file as it may go to a terminal: one cell a character, and no control sequences. */
+function visible(text: string): string {
+  return stripVTControlCharacters(text).replace(/\p{Cc}/gu, ' ')
+}

@@ -1,0 +1,135 @@
+import type { Segments } from './document.ts'
+
+/** The JSON Schema keyword that marks a field which may hold `{vault://…}`. */
+export const REFERENCEABLE = 'referenceable'
+
+type Schema = Readonly<Record<string, unknown>>
+
+/** Whether this is a map, not an array or null. */
+export function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value)
+}
+
+const unfolded = new WeakMap<Schema, readonly Schema[]>()
+
+/** A schema and those its combinators apply to the same value. */
+export function branches(schema: Schema): readonly Schema[] {
+  const known = unfolded.get(schema)
+  if (known !== undefined) return known
+  const nested = [schema.anyOf, schema.oneOf, schema.allOf].flatMap(list =>
+    Array.isArray(list) ? (list as Schema[]).flatMap(branches) : []
+  )
+  const all = [schema, ...nested]
+  unfolded.set(schema, all)
+  return all
+}
+
+const patterns = new Map<string, RegExp>()
+
+function patternOf(source: string): RegExp {
+  const known = patterns.get(source)
+  if (known !== undefined) return known
+  const pattern = new RegExp(source, 'u')
+  patterns.set(source, pattern)
+  return pattern
+}
+
+/** The schemas that apply to one member of a value. */
+export function memberSchemas(schemas: readonly Schema[], key: string | number): readonly Schema[] {
+  return schemas
+    .flatMap(schema => branches(schema))
+    .flatMap(schema => {
+      if (typeof key === 'number') return isRecord(schema.items) ? [schema.items] : []
+      if (isRecord(schema.properties) && isRecord(schema.properties[key])) {
+        return [schema.properties[key]]
+      }
+      const byPattern = isRecord(schema.patternProperties)
+        ? Object.entries(schema.patternProperties)
+        : []
+      const matching = byPattern.filter(([pattern]) => patternOf(pattern).test(key))
+      if (matching.length > 0) return matching.map(([, member]) => member).filter(isRecord)
+      return isRecord(schema.additionalProperties) ? [schema.additionalProperties] : []
+    })
+}
+
+/** Whether a text at this place may hold references. */
+export function isReferenceable(schemas: readonly Schema[]): boolean {
+  return schemas.some(schema => branches(schema).some(branch => branch[REFERENCEABLE] === true))
+}
+
+function takesNull(schemas: readonly Schema[]): boolean {
+  return schemas.some(schema =>
+    branches(schema).some(
+      branch =>
+        branch.type === 'null' ||
+        branch.const === null ||
+        (Array.isArray(branch.type) && branch.type.includes('null')) ||
+        (Array.isArray(branch.enum) && branch.enum.includes(null)) ||
+        Object.keys(branch).every(keyword => ['default', 'description', 'title'].includes(keyword))
+    )
+  )
+}
+
+/**
+ * A copy of a value with every default filled in. An explicit null where the schema allows absence
+ * leaves the member out and its default unused; elsewhere the null stays, for validation to refuse.
+ */
+export function prepare(schema: object, value: unknown): unknown {
+  return prepareBy([schema as Schema], value)
+}
+
+function prepareBy(schemas: readonly Schema[], value: unknown): unknown {
+  if (Array.isArray(value))
+    return value.map((item, index) => prepareBy(memberSchemas(schemas, index), item))
+  if (!isRecord(value)) return value
+  const copy: Record<string, unknown> = {}
+  for (const [key, member] of Object.entries(value)) {
+    const below = memberSchemas(schemas, key)
+    const mayBeAbsent = below.length > 0 && !takesNull(below) && !isRequired(schemas, key)
+    if (member === null && mayBeAbsent) continue
+    copy[key] = prepareBy(below, member)
+  }
+  for (const schema of schemas) {
+    for (const [key, property] of Object.entries(
+      isRecord(schema.properties) ? schema.properties : {}
+    )) {
+      if (Object.hasOwn(value, key) || !isRecord(property) || property.default === undefined)
+        continue
+      copy[key] = prepareBy([property], structuredClone(property.default))
+    }
+  }
+  return copy
+}
+
+function isRequired(schemas: readonly Schema[], key: string): boolean {
+  return schemas.some(schema =>
+    branches(schema).some(branch => Array.isArray(branch.required) && branch.required.includes(key))
+  )
+}
+
+/** One text of a value, with whether its schema lets it hold references. */
+export interface TextField {
+  readonly segments: Segments
+  readonly text: string
+  readonly referenceable: boolean
+}
+
+/** Every text below a value in document order. `all` takes every field as referenceable. */
+export function textFields(schema: object, value: unknown, all = false): readonly TextField[] {
+  const found: TextField[] = []
+  const visit = (schemas: readonly Schema[], part: unknown, segments: Segments): void => {
+    if (typeof part === 'string') {
+      found.push({ segments, text: part, referenceable: all || isReferenceable(schemas) })
+    } else if (Array.isArray(part)) {
+      for (const [index, item] of part.entries()) {
+        visit(memberSchemas(schemas, index), item, [...segments, index])
+      }
+    } else if (isRecord(part)) {
+      for (const [key, member] of Object.entries(part)) {
+        visit(memberSchemas(schemas, key), member, [...segments, key])
+      }
+    }
+  }
+  visit([schema as Schema], value, [])
+  return found
+}

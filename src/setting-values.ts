@@ -1,0 +1,435 @@
+import { createPrivateKey, X509Certificate } from 'node:crypto'
+import { existsSync, readFileSync } from 'node:fs'
+import { BlockList, isIP } from 'node:net'
+import { closest } from 'fastest-levenshtein'
+
+/** A value a setting cannot have: what is wrong, and what to write instead. Never the value of a secret. */
+export class Misfit extends Error {
+  readonly fix: string
+
+  constructor(message: string, fix: string) {
+    super(message)
+    this.name = 'Misfit'
+    this.fix = fix
+  }
+}
+
+/** Tells of something in a value that is accepted but has no effect. */
+export type Note = (message: string, fix: string) => void
+
+/** Reads the text of a setting; throws {@link Misfit}. */
+export type Parse<T> = (text: string, note: Note) => T
+
+/** An address the gateway listens on. */
+export interface Listener {
+  readonly host: string
+  /** 0 lets the system choose. */
+  readonly port: number
+  readonly ssl: boolean
+  readonly http2: boolean
+  /** Connections the system may queue; undefined is the system's choice. */
+  readonly backlog: number | undefined
+  /** As authored. */
+  readonly text: string
+}
+
+/** Any text. */
+export const text: Parse<string> = value => value
+
+/** `on` or `off`, as Kong writes booleans; `true` and `false` mean the same. */
+export const toggle: Parse<boolean> = value => {
+  const known: Readonly<Record<string, boolean>> = {
+    on: true,
+    true: true,
+    off: false,
+    false: false
+  }
+  const meaning = known[value.toLowerCase()]
+  if (meaning === undefined) throw new Misfit('is neither on nor off', 'Write on or off.')
+  return meaning
+}
+
+/** One of the keys of `meanings`; letters of either case. */
+export function choice<T>(meanings: Readonly<Record<string, T>>): Parse<T> {
+  const names = Object.keys(meanings)
+  return value => {
+    const name = names.find(each => each.toLowerCase() === value.toLowerCase())
+    if (name === undefined)
+      throw new Misfit('is not one of the known values', `Write one of ${names.join(', ')}.`)
+    return meanings[name]!
+  }
+}
+
+/** A whole number within the bounds, both included. */
+export function whole(least: number, most: number): Parse<number> {
+  return value => {
+    const number = /^\d+$/.test(value) ? Number(value) : Number.NaN
+    if (!(number >= least && number <= most)) {
+      throw new Misfit('is not a number in range', `Write a whole number from ${least} to ${most}.`)
+    }
+    return number
+  }
+}
+
+/** Longest time a timer can wait, in whole seconds: 2³¹ − 1 ms. */
+const MAX_SECONDS = 2_147_483
+const SECONDS_IN: Readonly<Record<string, number>> = { ms: 0.001, s: 1, m: 60, h: 3600, d: 86_400 }
+
+/** Seconds: a number, or with a unit as nginx writes it (`500ms`, `30s`, `1h`). */
+export function seconds(least: number): Parse<number> {
+  return value => {
+    const parts = /^(\d+(?:\.\d+)?)(ms|s|m|h|d)?$/.exec(value)
+    const number = parts === null ? Number.NaN : Number(parts[1]) * SECONDS_IN[parts[2] ?? 's']!
+    if (!(number >= least && number <= MAX_SECONDS)) {
+      throw new Misfit(
+        'is not a time in range',
+        `Write seconds from ${least} to ${MAX_SECONDS}, or a number with one of ms, s, m, h, d.`
+      )
+    }
+    return number
+  }
+}
+
+const BYTES_IN: Readonly<Record<string, number>> = { '': 1, k: 1024, m: 1024 ** 2, g: 1024 ** 3 }
+
+/** Bytes: a number, or with k, m or g (powers of 1024) as nginx writes it; `1MiB` is read too. */
+export function bytes(least: number, most: number): Parse<number> {
+  return value => {
+    const parts = /^(\d+)([kmg]?)(?:i?b)?$/i.exec(value)
+    const number =
+      parts === null ? Number.NaN : Number(parts[1]) * BYTES_IN[parts[2]!.toLowerCase()]!
+    if (!(number >= least && number <= most)) {
+      throw new Misfit(
+        'is not a size in range',
+        `Write bytes from ${least} to ${most}, or a number with k, m or g.`
+      )
+    }
+    return number
+  }
+}
+
+/** A worker count, or `auto` for one on each CPU. */
+export function workerCount(available: number): Parse<number> {
+  const count = whole(1, 1024)
+  return (value, note) => (value === 'auto' ? available : count(value, note))
+}
+
+/** Whether requests are logged. Kong's path is read as on where it means standard output or error. */
+export const accessLog: Parse<boolean> = (value, note) => {
+  if (/^\/dev\/std(out|err)\b/.test(value)) return true
+  if (value.includes('/'))
+    throw new Misfit('names a file', 'Write on: the log goes to standard output.')
+  return toggle(value, note)
+}
+
+/** A field name of HTTP (RFC 9110 §5.1). */
+export const fieldName: Parse<string> = value => {
+  if (!/^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/.test(value)) {
+    throw new Misfit('is not the name of a header', 'Write a header name such as X-Forwarded-For.')
+  }
+  if (value.toLowerCase() === 'proxy_protocol') {
+    throw new Misfit(
+      'asks for the PROXY protocol, which this release does not serve',
+      'Write a header name such as X-Forwarded-For.'
+    )
+  }
+  return value
+}
+
+/** Comma-separated IP addresses and CIDR ranges. */
+export const addressRanges: Parse<readonly string[]> = value => {
+  const ranges = list(value)
+  for (const range of ranges) {
+    if (range.startsWith('unix:')) {
+      throw new Misfit(
+        `"${range}" names a socket, which this release does not listen on`,
+        'Write IP addresses and CIDR ranges.'
+      )
+    }
+    if (familyOf(range) === undefined) {
+      throw new Misfit(
+        `"${range}" is neither an IP address nor a CIDR range`,
+        'Write addresses such as 10.0.0.0/8 or fd00::/8.'
+      )
+    }
+  }
+  return ranges
+}
+
+const NEVER = (): boolean => false
+
+/** Tells whether an address is within one of the ranges, IPv4-mapped IPv6 addresses included. */
+export function trustedPeers(ranges: readonly string[]): (ip: string) => boolean {
+  if (ranges.length === 0) return NEVER
+  const known = new BlockList()
+  for (const range of ranges) {
+    const [address, prefix] = range.split('/')
+    const family = familyOf(range)!
+    if (prefix === undefined) known.addAddress(address!, family)
+    else known.addSubnet(address!, Number(prefix), family)
+  }
+  return ip => known.check(ip, ip.includes(':') ? 'ipv6' : 'ipv4')
+}
+
+function familyOf(range: string): 'ipv4' | 'ipv6' | undefined {
+  const [address = '', prefix, ...rest] = range.split('/')
+  const version = isIP(address)
+  if (version === 0 || rest.length > 0) return undefined
+  const width = version === 4 ? 32 : 128
+  if (prefix !== undefined && !(/^\d{1,3}$/.test(prefix) && Number(prefix) <= width))
+    return undefined
+  return version === 4 ? 'ipv4' : 'ipv6'
+}
+
+/** Comma-separated `host:port` with flags, or `off`. */
+export const listeners: Parse<readonly Listener[]> = (value, note) => {
+  if (value === 'off') return []
+  const found = list(value).map(each => listener(each, note))
+  if (found.length === 0)
+    throw new Misfit('names no address', 'Write host:port, such as 0.0.0.0:8000, or off.')
+  const seen = new Set<string>()
+  for (const { host, port } of found) {
+    const address = `${host} ${port}`
+    if (port !== 0 && seen.has(address))
+      throw new Misfit(`names port ${port} of ${host} twice`, 'Name each address once.')
+    seen.add(address)
+  }
+  return found
+}
+
+/** The one address of the status API, or `off`. */
+export const statusListener: Parse<Listener | undefined> = (value, note) => {
+  const found = listeners(value, note)
+  if (found.length > 1)
+    throw new Misfit('names several addresses', 'Write one host:port for the status API.')
+  if (found[0]?.ssl)
+    throw new Misfit(
+      'asks for TLS, which the status API does not serve',
+      'Leave ssl out, and keep the address private.'
+    )
+  return found[0]
+}
+
+/** Flags that hold anyway here: threads share the port, each address is bound on its own. */
+const IMPLIED = new Set(['reuseport', 'bind'])
+const WITHOUT_EFFECT = new Set(['deferred', 'so_keepalive', 'ipv6only'])
+const FLAGS = ['ssl', 'http2', 'backlog', 'proxy_protocol', ...IMPLIED, ...WITHOUT_EFFECT]
+
+function listener(authored: string, note: Note): Listener {
+  const [address = '', ...flags] = authored.split(/\s+/)
+  const { host, port } = parseAddress(address)
+  let ssl = false
+  let http2 = false
+  let backlog: number | undefined
+  for (const flag of flags) {
+    const [name = '', value] = flag.split('=')
+    if (name === 'ssl') ssl = true
+    else if (name === 'http2') http2 = true
+    else if (name === 'backlog') backlog = parseBacklog(value)
+    else if (name === 'proxy_protocol') {
+      throw new Misfit(
+        'asks for the PROXY protocol, which this release does not serve',
+        'Leave proxy_protocol out; POSTERN_TRUSTED_IPS and POSTERN_REAL_IP_HEADER give the client address.'
+      )
+    } else if (WITHOUT_EFFECT.has(name))
+      note(`the flag ${name} has no effect`, `Leave ${name} out.`)
+    else if (!IMPLIED.has(name)) {
+      throw new Misfit(
+        `"${flag}" is not a flag of a listener`,
+        `Did you mean ${closest(name, FLAGS)}?`
+      )
+    }
+  }
+  if (http2 && !ssl) {
+    throw new Misfit(
+      `"${authored}" asks for HTTP/2 without TLS, which this release does not serve`,
+      'Add ssl, or leave http2 out.'
+    )
+  }
+  return { host, port, ssl, http2, backlog, text: authored }
+}
+
+function parseAddress(address: string): { readonly host: string; readonly port: number } {
+  if (address.startsWith('unix:')) {
+    throw new Misfit(
+      `"${address}" is a socket path, which this release does not listen on`,
+      'Write host:port, such as 127.0.0.1:8000.'
+    )
+  }
+  const parts = /^(?:\[([^\]]+)\]|([^\s:[\]]+)):(\d{1,5})$/.exec(address)
+  const [, ipv6, name, digits] = parts ?? []
+  const port = Number(digits)
+  const valid =
+    parts !== null &&
+    port <= 65_535 &&
+    (ipv6 === undefined
+      ? isIP(name!) === 4 || /^[A-Za-z0-9_](?:[A-Za-z0-9_.-]*)$/.test(name!)
+      : isIP(ipv6) === 6)
+  // A name of digits and dots alone would be a mistyped IPv4 address, and bind somewhere unexpected.
+  if (!valid || (name !== undefined && isIP(name) === 0 && /^[\d.]+$/.test(name))) {
+    throw new Misfit(
+      `"${address}" is not an address`,
+      'Write host:port, such as 0.0.0.0:8000 or [::]:8000.'
+    )
+  }
+  return { host: ipv6 ?? name!, port }
+}
+
+function parseBacklog(value: string | undefined): number {
+  const number = Number(value)
+  if (!/^\d+$/.test(value ?? '') || number < 1 || number > 65_535) {
+    throw new Misfit(
+      'has a backlog that is not a number in range',
+      'Write backlog=N with N from 1 to 65535.'
+    )
+  }
+  return number
+}
+
+/** Which of the gateway's own response header fields are sent. */
+export interface HeaderChoice {
+  readonly server: boolean
+  readonly via: boolean
+  readonly latency: boolean
+  readonly requestId: boolean
+  readonly upstreamStatus: boolean
+}
+
+const HEADER_TOKENS: Readonly<Record<string, Partial<HeaderChoice>>> = {
+  server_tokens: { server: true, via: true },
+  latency_tokens: { latency: true },
+  server: { server: true },
+  via: { via: true },
+  'request-id': { requestId: true },
+  'upstream-status': { upstreamStatus: true },
+  'proxy-latency': { latency: true },
+  'upstream-latency': { latency: true },
+  'response-latency': { latency: true }
+}
+const HEADERS_WITHOUT_EFFECT = new Set([
+  'advanced_latency_tokens',
+  'admin-latency',
+  'total-latency',
+  'third-party-latency',
+  'client-latency'
+])
+const NO_HEADERS: HeaderChoice = {
+  server: false,
+  via: false,
+  latency: false,
+  requestId: false,
+  upstreamStatus: false
+}
+
+/** Comma-separated header names and tokens, or `off`. */
+export const headerChoice: Parse<HeaderChoice> = (value, note) => {
+  if (value === 'off') return NO_HEADERS
+  const additions = list(value).map(authored => {
+    const name = ownName(authored)
+    const addition = HEADER_TOKENS[name]
+    if (addition === undefined && !HEADERS_WITHOUT_EFFECT.has(name)) {
+      throw new Misfit(
+        `"${authored}" is not one of the gateway's own headers`,
+        `Did you mean ${closest(name, Object.keys(HEADER_TOKENS))}?`
+      )
+    }
+    if (addition === undefined)
+      note(`${authored} is not sent by this release`, `Leave ${authored} out.`)
+    else if (name.endsWith('-latency'))
+      note(`${authored} stands for all latency headers`, 'Write latency_tokens.')
+    return addition
+  })
+  return Object.assign({}, NO_HEADERS, ...additions)
+}
+
+/** Whether the upstream is sent the request id. */
+export const upstreamHeaders: Parse<boolean> = value => {
+  const names = list(value)
+  if (value === 'off') return false
+  if (names.length !== 1 || ownName(names[0]!) !== 'request-id') {
+    throw new Misfit(
+      'is not a header the gateway can send upstream',
+      'Write X-Postern-Request-Id or off.'
+    )
+  }
+  return true
+}
+
+function ownName(authored: string): string {
+  return authored.toLowerCase().replace(/^x-(postern|kong)-/, '')
+}
+
+/** A PEM text, the path of a file with one, or base64 of one. Gives the PEM text. */
+export const certificate: Parse<string> = value => {
+  const pem = readPem(value)
+  try {
+    new X509Certificate(pem)
+  } catch {
+    throw new Misfit(
+      'holds no certificate',
+      'Write a path, a PEM text, or base64 of a PEM text, of a certificate.'
+    )
+  }
+  return pem
+}
+
+/** The key of a certificate, written like the certificate. Gives the PEM text. */
+export const privateKey: Parse<string> = value => {
+  const pem = readPem(value)
+  try {
+    createPrivateKey(pem)
+  } catch {
+    throw new Misfit(
+      'holds no private key',
+      'Write a path, a PEM text, or base64 of a PEM text, of an unencrypted private key.'
+    )
+  }
+  return pem
+}
+
+/** Whether the key is the certificate's. */
+export function belongTogether(certificatePem: string, keyPem: string): boolean {
+  return new X509Certificate(certificatePem).checkPrivateKey(createPrivateKey(keyPem))
+}
+
+const PEM = /-----BEGIN [A-Z ]+-----/
+
+function readPem(value: string): string {
+  if (PEM.test(value)) return value
+  const decoded = Buffer.from(value, 'base64').toString()
+  if (PEM.test(decoded)) return decoded
+  try {
+    return readFileSync(value, 'utf8')
+  } catch (error) {
+    if (value.includes(',') && value.split(',').every(path => existsSync(path.trim()))) {
+      throw new Misfit(
+        'names several files',
+        'Name one here, and put the others under certificates in the configuration.'
+      )
+    }
+    // A value that is no path may be a mangled key: it is not repeated.
+    throw new Misfit(
+      `names a file that cannot be read (${(error as NodeJS.ErrnoException).code})`,
+      'Write a path, a PEM text, or base64 of a PEM text.'
+    )
+  }
+}
+
+/** The address of a Redis server. */
+export const redisUrl: Parse<string> = value => {
+  const url = URL.parse(value)
+  if (url === null || !['redis:', 'rediss:'].includes(url.protocol) || url.hostname === '') {
+    throw new Misfit(
+      'is not the address of a Redis server',
+      'Write redis://host:6379 or rediss://user:password@host:6379/0.'
+    )
+  }
+  return value
+}
+
+function list(value: string): readonly string[] {
+  return value
+    .split(',')
+    .map(part => part.trim())
+    .filter(part => part !== '')
+}

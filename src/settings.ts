@@ -1,0 +1,527 @@
+import { availableParallelism } from 'node:os'
+import { closest } from 'fastest-levenshtein'
+import { ConfigError, type Place, type Problem } from './errors.ts'
+import { type LogFormat, logLevels } from './log.ts'
+import type { OwnHeaders } from './proxy/handler.ts'
+import { deepFreeze } from './schema/freeze.ts'
+import {
+  accessLog,
+  addressRanges,
+  belongTogether,
+  bytes,
+  certificate,
+  choice,
+  fieldName,
+  headerChoice,
+  listeners,
+  Misfit,
+  type Parse,
+  privateKey,
+  redisUrl,
+  seconds,
+  statusListener,
+  text,
+  toggle,
+  upstreamHeaders,
+  whole,
+  workerCount
+} from './setting-values.ts'
+import { parseTemplate } from './vault/reference.ts'
+
+export { type Listener, trustedPeers } from './setting-values.ts'
+
+/** The environment variables of a process. An empty value counts as unset. */
+export type Environment = Readonly<Record<string, string | undefined>>
+
+/** One setting: a row of the table in docs/operations.md. */
+export interface Setting<T = unknown> {
+  readonly variable: string
+  /** Kong's variables of the same meaning. */
+  readonly kong: readonly string[]
+  /** As it would be written; undefined leaves the setting unset. */
+  readonly default: string | undefined
+  readonly parse: Parse<T>
+  /** What it means, as one line. */
+  readonly doc: string
+  /** Its value is never shown. */
+  readonly secret: boolean
+  /** Text with references of its own: only a value that is one reference as a whole is replaced. */
+  readonly verbatim: boolean
+}
+
+type Row<T> = {
+  kong?: string | readonly string[]
+  secret?: true
+  verbatim?: true
+  parse: Parse<T>
+  doc: string
+}
+
+function setting<T>(variable: string, row: Row<T> & { default: string }): Setting<T>
+function setting<T>(variable: string, row: Row<T>): Setting<T | undefined>
+function setting<T>(variable: string, row: Row<T> & { default?: string }): Setting<T | undefined> {
+  const { kong = [], secret = false, verbatim = false, parse, doc } = row
+  return { variable, kong: [kong].flat(), default: row.default, parse, doc, secret, verbatim }
+}
+
+const MAX_BYTES = Number.MAX_SAFE_INTEGER
+
+/** Every setting, by its name in {@link Settings}. */
+export const settingsTable = {
+  config: setting('POSTERN_CONFIG', {
+    kong: 'KONG_DECLARATIVE_CONFIG',
+    default: 'config/postern.yaml',
+    parse: text,
+    doc: 'Path of the configuration file.'
+  }),
+  configString: setting('POSTERN_CONFIG_STRING', {
+    kong: 'KONG_DECLARATIVE_CONFIG_STRING',
+    secret: true,
+    verbatim: true,
+    parse: text,
+    doc: 'The configuration itself, instead of a file.'
+  }),
+  proxyListen: setting('POSTERN_PROXY_LISTEN', {
+    kong: 'KONG_PROXY_LISTEN',
+    default: '0.0.0.0:8000, 0.0.0.0:8443 http2 ssl',
+    parse: listeners,
+    doc: 'Addresses that serve traffic: host:port with the flags ssl, http2, backlog=N; or off.'
+  }),
+  statusListen: setting('POSTERN_STATUS_LISTEN', {
+    kong: 'KONG_STATUS_LISTEN',
+    default: '127.0.0.1:8007',
+    parse: statusListener,
+    doc: 'Address of the status API, or off. It can reload the configuration, so keep it private.'
+  }),
+  workers: setting('POSTERN_WORKERS', {
+    kong: 'KONG_NGINX_WORKER_PROCESSES',
+    default: 'auto',
+    parse: workerCount(availableParallelism()),
+    doc: 'Threads that serve traffic; auto is one for each CPU.'
+  }),
+  logLevel: setting('POSTERN_LOG_LEVEL', {
+    kong: 'KONG_LOG_LEVEL',
+    default: 'info',
+    parse: choice(logLevels),
+    doc: 'Least level that is logged: trace, debug, info, warn, error, fatal, silent, or one of Kong.'
+  }),
+  logFormat: setting('POSTERN_LOG_FORMAT', {
+    default: 'auto',
+    parse: choice<LogFormat>({ auto: 'auto', json: 'json', pretty: 'pretty' }),
+    doc: 'json, pretty, or auto: pretty on a terminal, JSON lines elsewhere.'
+  }),
+  accessLog: setting('POSTERN_PROXY_ACCESS_LOG', {
+    kong: 'KONG_PROXY_ACCESS_LOG',
+    default: 'off',
+    parse: accessLog,
+    doc: 'Whether each request is logged.'
+  }),
+  trustedIps: setting('POSTERN_TRUSTED_IPS', {
+    kong: 'KONG_TRUSTED_IPS',
+    default: '',
+    parse: addressRanges,
+    doc: 'Addresses and ranges of the proxies in front, whose X-Forwarded-* headers are believed.'
+  }),
+  realIpHeader: setting('POSTERN_REAL_IP_HEADER', {
+    kong: 'KONG_REAL_IP_HEADER',
+    default: 'X-Real-IP',
+    parse: fieldName,
+    doc: 'Header a trusted proxy names the client address in.'
+  }),
+  realIpRecursive: setting('POSTERN_REAL_IP_RECURSIVE', {
+    kong: 'KONG_REAL_IP_RECURSIVE',
+    default: 'off',
+    parse: toggle,
+    doc: 'Whether the client is the last address in that header that is not trusted, instead of the last.'
+  }),
+  sslCert: setting('POSTERN_SSL_CERT', {
+    kong: 'KONG_SSL_CERT',
+    parse: certificate,
+    doc: 'Certificate for names no other one serves: path, PEM, or base64 of PEM. Self-signed at start when unset.'
+  }),
+  sslCertKey: setting('POSTERN_SSL_CERT_KEY', {
+    kong: 'KONG_SSL_CERT_KEY',
+    secret: true,
+    parse: privateKey,
+    doc: 'Its private key, written likewise.'
+  }),
+  headers: setting('POSTERN_HEADERS', {
+    kong: 'KONG_HEADERS',
+    default: 'server_tokens, latency_tokens, X-Postern-Request-Id',
+    parse: headerChoice,
+    doc: 'Own response headers: server_tokens, latency_tokens, or names; or off.'
+  }),
+  headersUpstream: setting('POSTERN_HEADERS_UPSTREAM', {
+    kong: 'KONG_HEADERS_UPSTREAM',
+    default: 'X-Postern-Request-Id',
+    parse: upstreamHeaders,
+    doc: 'Own header sent upstream, or off.'
+  }),
+  headersNamespace: setting('POSTERN_HEADERS_NAMESPACE', {
+    default: 'Postern',
+    parse: choice({ Postern: 'X-Postern', Kong: 'X-Kong' }),
+    doc: 'Postern gives X-Postern-* headers, Kong gives X-Kong-*.'
+  }),
+  vaultRotationInterval: setting('POSTERN_VAULT_ROTATION_INTERVAL', {
+    default: '60',
+    parse: seconds(1),
+    doc: 'Seconds between two looks at which secrets are due.'
+  }),
+  vaultStart: setting('POSTERN_VAULT_START', {
+    default: 'strict',
+    parse: choice<'strict' | 'degraded'>({ strict: 'strict', degraded: 'degraded' }),
+    doc: 'strict refuses to start without every secret; degraded answers 503 where one lacks.'
+  }),
+  secretGrace: setting('POSTERN_SECRET_GRACE', {
+    default: '3600',
+    parse: seconds(0),
+    doc: 'Seconds a rotated secret still verifies what was made with it.'
+  }),
+  sessionRedisUrl: setting('POSTERN_SESSION_REDIS_URL', {
+    secret: true,
+    parse: redisUrl,
+    doc: 'Redis that keeps sessions of storage kong; memory when unset.'
+  }),
+  upstreamKeepalivePoolSize: setting('POSTERN_UPSTREAM_KEEPALIVE_POOL_SIZE', {
+    kong: 'KONG_UPSTREAM_KEEPALIVE_POOL_SIZE',
+    default: '512',
+    parse: whole(1, 65_535),
+    doc: 'Connections to one upstream address that each thread may hold.'
+  }),
+  upstreamKeepaliveIdleTimeout: setting('POSTERN_UPSTREAM_KEEPALIVE_IDLE_TIMEOUT', {
+    kong: 'KONG_UPSTREAM_KEEPALIVE_IDLE_TIMEOUT',
+    default: '60',
+    parse: seconds(0.001),
+    doc: 'Seconds an idle upstream connection is kept.'
+  }),
+  upstreamTlsVerify: setting('POSTERN_UPSTREAM_TLS_VERIFY', {
+    kong: 'KONG_NGINX_PROXY_PROXY_SSL_VERIFY',
+    default: 'on',
+    parse: toggle,
+    doc: 'Whether upstream certificates are verified where a service does not say; Kong has off.'
+  }),
+  maxBodySize: setting('POSTERN_MAX_BODY_SIZE', {
+    kong: ['KONG_NGINX_HTTP_CLIENT_MAX_BODY_SIZE', 'KONG_NGINX_PROXY_CLIENT_MAX_BODY_SIZE'],
+    default: '0',
+    parse: bytes(0, MAX_BYTES),
+    doc: 'Bytes of a request body, above which the answer is 413; 0 is unlimited.'
+  }),
+  maxBufferedBody: setting('POSTERN_MAX_BUFFERED_BODY', {
+    default: '1m',
+    parse: bytes(0, 1024 ** 3),
+    doc: 'Bytes of a request body a plugin may have buffered.'
+  }),
+  maxHeaderSize: setting('POSTERN_MAX_HEADER_SIZE', {
+    default: '32k',
+    parse: bytes(1024, 1024 ** 2),
+    doc: 'Bytes of a request head, above which the answer is 400.'
+  }),
+  requestHeaderTimeout: setting('POSTERN_REQUEST_HEADER_TIMEOUT', {
+    kong: 'KONG_NGINX_HTTP_CLIENT_HEADER_TIMEOUT',
+    default: '60',
+    parse: seconds(0.001),
+    doc: 'Seconds for a whole request head to arrive.'
+  }),
+  clientKeepaliveTimeout: setting('POSTERN_CLIENT_KEEPALIVE_TIMEOUT', {
+    kong: 'KONG_NGINX_HTTP_KEEPALIVE_TIMEOUT',
+    default: '75',
+    parse: seconds(0.001),
+    doc: 'Seconds an idle client connection is kept.'
+  }),
+  shutdownTimeout: setting('POSTERN_SHUTDOWN_TIMEOUT', {
+    default: '30',
+    parse: seconds(0),
+    doc: 'Seconds requests in flight have to end after a stop.'
+  }),
+  shutdownDelay: setting('POSTERN_SHUTDOWN_DELAY', {
+    default: '0',
+    parse: seconds(0),
+    doc: 'Seconds between being unready and closing the listeners, for load balancers to notice.'
+  })
+} as const satisfies Readonly<Record<string, Setting>>
+
+type Table = typeof settingsTable
+type Name = keyof Table
+type Values = { readonly [K in Name]: Table[K] extends Setting<infer T> ? T : never }
+
+/**
+ * What the environment says, as plain frozen data that crosses threads; {@link settingsTable} tells
+ * what each member means. Times are in seconds. It holds secrets: never log it.
+ */
+export type Settings = Omit<Values, 'headers' | 'headersUpstream' | 'headersNamespace'> & {
+  readonly ownHeaders: OwnHeaders
+}
+
+/** A setting whose value holds references. */
+export interface SettingReference {
+  readonly name: string
+  /** The value as authored. */
+  readonly template: string
+  /** Each reference in it, as authored including the braces. */
+  readonly references: readonly string[]
+  readonly place: Place
+}
+
+/** Settings of the default vaults: fields by type. A value may be a reference. */
+export type VaultDefaults = Readonly<Record<string, Readonly<Record<string, string>>>>
+
+/** An environment that was read but for the references in it. */
+export interface Collected {
+  readonly vaultDefaults: VaultDefaults
+  readonly references: readonly SettingReference[]
+  readonly warnings: readonly Problem[]
+  /** Authored text and its variable, by the setting's name; unset ones are left out. */
+  readonly authored: ReadonlyMap<string, Authored>
+}
+
+interface Authored {
+  readonly variable: string
+  readonly text: string
+}
+
+/** Vault types that have settings of their own: `POSTERN_VAULT_<TYPE>_<FIELD>`. */
+export const vaultTypes: readonly string[] = ['env', 'fs', 'hcv', 'aws', 'gcp', 'azure', 'conjur']
+
+/** Kong's names of vault settings that a field here has another name for. */
+const FIELD_ALIASES: Readonly<Record<string, string>> = { decode_base64: 'base64_decode' }
+
+/** Values of Kong's other settings that this gateway fulfils anyway. */
+const FULFILLED: Readonly<Record<string, readonly string[]>> = {
+  KONG_DATABASE: ['off'],
+  KONG_ROLE: ['traditional'],
+  KONG_ADMIN_LISTEN: ['off'],
+  KONG_ADMIN_GUI_LISTEN: ['off'],
+  KONG_STREAM_LISTEN: ['off'],
+  KONG_ANONYMOUS_REPORTS: ['off'],
+  KONG_NGINX_DAEMON: ['off'],
+  KONG_PLUGINS: ['bundled'],
+  KONG_VAULTS: ['bundled'],
+  KONG_ROUTER_FLAVOR: ['traditional_compatible']
+}
+
+/** Variables Kubernetes and Docker links set for a service named postern or kong. */
+const SERVICE_LINK =
+  /_SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)$|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$/
+
+/**
+ * First step: reads every variable, and parses what holds no reference. Throws ConfigError with all
+ * problems.
+ */
+export function collectSettings(env: Environment): Collected {
+  const given = Object.keys(env).filter(name => env[name] !== undefined && env[name] !== '')
+  const problems: Problem[] = []
+  const warnings: Problem[] = []
+  const authored = new Map<string, Authored>()
+  const known = new Set<string>()
+  for (const [name, row] of entriesOf(settingsTable)) {
+    const variables = [row.variable, ...row.kong]
+    for (const variable of variables) known.add(variable)
+    const [first, ...others] = variables.filter(variable => given.includes(variable))
+    if (first === undefined) continue
+    authored.set(name, { variable: first, text: row.verbatim ? env[first]! : env[first]!.trim() })
+    for (const other of others.filter(other => env[other] !== env[first])) {
+      warnings.push(
+        problem('UNUSED', other, `is not read, since ${first} is set`, `Unset ${other}.`)
+      )
+    }
+  }
+  const unsupported: string[] = []
+  const vaultDefaults: Record<string, Record<string, string>> = {}
+  // Kong's come first, so that the gateway's own variables win.
+  for (const variable of given.filter(name => /^(POSTERN|KONG)_/.test(name)).sort()) {
+    const field = vaultField(variable)
+    if (known.has(variable) || FULFILLED[variable]?.includes(env[variable]!)) continue
+    if (field !== undefined) {
+      vaultDefaults[field.type] = { ...vaultDefaults[field.type], [field.name]: env[variable]! }
+    } else if (SERVICE_LINK.test(variable)) continue
+    else if (variable.startsWith('KONG_')) unsupported.push(variable)
+    else problems.push(unknown(variable, [...known]))
+  }
+  if (unsupported.length > 0) {
+    warnings.push(
+      problem(
+        'UNSUPPORTED',
+        unsupported[0]!,
+        `${unsupported.length === 1 ? 'has' : `and others have`} no meaning here: ${unsupported.join(', ')}`,
+        'Unset what is not needed; docs/operations.md lists the settings.'
+      )
+    )
+  }
+  const references: SettingReference[] = []
+  for (const [name, { variable, text }] of authored) {
+    if (tableRow(name).verbatim && !ONE_REFERENCE.test(text)) continue
+    const found = attempt(variable, problems, () => referencesIn(text))
+    if (found === undefined || found.length === 0) continue
+    references.push({ name, template: text, references: found, place: placeOf(variable) })
+  }
+  const pending = new Set(references.map(({ name }) => name))
+  parseValues(authored, name => !pending.has(name), problems, warnings)
+  if (problems.length > 0) throw new ConfigError(problems)
+  return { vaultDefaults, references, warnings, authored }
+}
+
+/**
+ * Second step: parses all with the references replaced; `lookup` gives the value of a reference.
+ * Throws ConfigError with all problems, an unresolved reference among them.
+ */
+export function parseSettings(
+  collected: Collected,
+  lookup: (reference: string) => string | undefined
+): { readonly settings: Settings; readonly warnings: readonly Problem[] } {
+  const problems: Problem[] = []
+  const warnings: Problem[] = [...collected.warnings]
+  const authored = new Map(collected.authored)
+  for (const { name, template, place } of collected.references) {
+    const text = attempt(place.path, problems, () => resolve(template, lookup))
+    if (text === undefined) authored.delete(name)
+    else authored.set(name, { variable: place.path, text })
+  }
+  const referring = new Set(collected.references.map(({ name }) => name))
+  // What the first step has parsed is silent now: its warnings are in `collected`.
+  const values = {
+    ...parseValues(authored, name => !referring.has(name), problems, []),
+    ...parseValues(authored, name => referring.has(name), problems, warnings, true)
+  } as Values
+  if (problems.length === 0) checkPair(values, problems)
+  if (problems.length > 0) throw new ConfigError(problems)
+  const { headers, headersUpstream, headersNamespace, ...rest } = values
+  const ownHeaders = { ...headers, namespace: headersNamespace, upstreamRequestId: headersUpstream }
+  return { settings: deepFreeze({ ...rest, ownHeaders }), warnings }
+}
+
+const ONE_REFERENCE = /^\s*\{vault:\/\/[^}]*\}\s*$/
+
+function tableRow(name: string): Setting {
+  return settingsTable[name as Name]
+}
+
+function entriesOf(table: Table): readonly [string, Setting][] {
+  return Object.entries(table)
+}
+
+function parseValues(
+  authored: ReadonlyMap<string, Authored>,
+  chosen: (name: string) => boolean,
+  problems: Problem[],
+  warnings: Problem[],
+  resolved = false
+): Record<string, unknown> {
+  const values: Record<string, unknown> = {}
+  for (const [name, row] of entriesOf(settingsTable)) {
+    if (!chosen(name)) continue
+    const { variable, text } = authored.get(name) ?? { variable: row.variable, text: row.default }
+    const parse = (): unknown =>
+      text === undefined
+        ? undefined
+        : row.parse(text, (message, fix) =>
+            warnings.push(problem('UNUSED', variable, message, fix))
+          )
+    values[name] = attempt(variable, problems, resolved ? withheld(parse) : parse)
+  }
+  return values
+}
+
+/** A refusal that does not repeat the value, which came out of a vault. */
+function withheld<T>(parse: () => T): () => T {
+  return () => {
+    try {
+      return parse()
+    } catch (error) {
+      throw new Misfit('holds a reference whose value is refused', (error as Misfit).fix)
+    }
+  }
+}
+
+function checkPair({ sslCert, sslCertKey }: Values, problems: Problem[]): void {
+  const certificateName = settingsTable.sslCert.variable
+  const keyName = settingsTable.sslCertKey.variable
+  if (sslCert === undefined && sslCertKey === undefined) return
+  if (sslCert === undefined || sslCertKey === undefined) {
+    const [lacking, there] =
+      sslCert === undefined ? [certificateName, keyName] : [keyName, certificateName]
+    problems.push(
+      problem('INVALID', lacking, `is not set, but ${there} is`, 'Set both or neither.')
+    )
+  } else if (!belongTogether(sslCert, sslCertKey)) {
+    problems.push(
+      problem(
+        'INVALID',
+        keyName,
+        `is not the key of ${certificateName}`,
+        'Give the key the certificate was made with.'
+      )
+    )
+  }
+}
+
+function vaultField(
+  variable: string
+): { readonly type: string; readonly name: string } | undefined {
+  const [, rest] = /^(?:POSTERN|KONG)_VAULT_([A-Z0-9_]+)$/.exec(variable) ?? []
+  const type = vaultTypes.find(each => rest?.startsWith(`${each.toUpperCase()}_`))
+  // Another type of Kong's whose name begins like one served here.
+  if (rest === undefined || type === undefined || rest.startsWith('AZURE_CERTS_')) return undefined
+  const name = rest.slice(type.length + 1).toLowerCase()
+  return { type, name: FIELD_ALIASES[name] ?? name }
+}
+
+function referencesIn(template: string): readonly string[] {
+  return (parseTemplate(template) ?? [])
+    .filter(part => typeof part !== 'string')
+    .map(({ text }) => text)
+}
+
+function resolve(template: string, lookup: (reference: string) => string | undefined): string {
+  let resolved = ''
+  for (const part of parseTemplate(template) ?? []) {
+    const value = typeof part === 'string' ? part : lookup(part.text)
+    if (value === undefined)
+      throw new Misfit(
+        'holds a reference that has no value',
+        'Store the value, or correct the reference.'
+      )
+    resolved += value
+  }
+  return resolved.trimEnd()
+}
+
+/** What `read` gives; when it throws, a problem of the variable, and undefined. */
+function attempt<T>(variable: string, problems: Problem[], read: () => T): T | undefined {
+  try {
+    return read()
+  } catch (error) {
+    const { message, fix } = error as Partial<Misfit> & Error
+    problems.push(
+      problem('INVALID', variable, message, fix ?? 'Write {vault://VAULT/RESOURCE/KEY}.')
+    )
+    return undefined
+  }
+}
+
+function unknown(variable: string, known: readonly string[]): Problem {
+  const own = known.filter(name => name.startsWith('POSTERN_'))
+  return problem(
+    'UNKNOWN',
+    variable,
+    'is not a setting',
+    `Did you mean ${closest(variable, own)}? Names that begin with POSTERN_ are kept for settings.`
+  )
+}
+
+function problem(
+  kind: 'INVALID' | 'UNKNOWN' | 'UNSUPPORTED' | 'UNUSED',
+  variable: string,
+  message: string,
+  fix: string
+): Problem {
+  return {
+    code: `POSTERN_SETTING_${kind}`,
+    message: `${variable} ${message}`,
+    fix,
+    place: placeOf(variable)
+  }
+}
+
+function placeOf(variable: string): Place {
+  return { file: 'environment', line: 1, column: 1, path: variable }
+}

@@ -1,0 +1,294 @@
+import type { Config, Entities, ReferenceUse } from './config.ts'
+import { Chains } from './plugins/chain.ts'
+import { createDirectory } from './plugins/directory.ts'
+import { Instance, type InstanceEnvironment } from './plugins/instance.ts'
+import type { Directory, Plugin } from './plugins/plugin.ts'
+import type { Serving } from './proxy/handler.ts'
+import { compileRouter, type Router } from './proxy/router.ts'
+import { type CertificateStore, compileCertificates } from './proxy/tls.ts'
+import { type UpstreamEnvironment, Upstreams } from './proxy/upstream.ts'
+import {
+  BasicAuthCredentialSchema,
+  CaCertificateSchema,
+  type Certificate,
+  CertificateSchema,
+  KeyAuthCredentialSchema
+} from './schema/entities.ts'
+import { resolveFields } from './schema/referenceable.ts'
+import { parseTemplate } from './vault/reference.ts'
+
+/** What a reference stands for now: its value, or why there is none. */
+export type SecretState =
+  | { readonly value: string; readonly previous?: string }
+  | { readonly failure: string }
+
+/** Every reference of a configuration, by its text, with its state. Crosses threads as plain data. */
+export type Secrets = ReadonlyMap<string, SecretState>
+
+/** A configuration with its resolved secrets: what a data-plane thread serves from. */
+export interface Generation {
+  readonly config: Config
+  readonly secrets: Secrets
+}
+
+export interface SnapshotEnvironment {
+  readonly plugins: readonly Plugin[]
+  readonly instances: InstanceEnvironment
+  readonly upstreams: UpstreamEnvironment
+  /** The certificate for names no certificate of the file covers. */
+  readonly fallbackCertificate: { readonly cert: string; readonly key: string }
+}
+
+/** A reference of this use has no value, so what it belongs to cannot work. */
+class MissingSecret extends Error {}
+
+/**
+ * Everything compiled from one generation, immutable. Requests pin it; parts that a later one did
+ * not change are shared with it, and each part closes after the last snapshot that holds it.
+ */
+export class Snapshot implements Serving {
+  readonly generation: Generation
+  readonly router: Router
+  readonly chains: Chains
+  readonly upstreams: Upstreams
+  readonly directory: Directory
+  readonly certificates: CertificateStore
+  #pins = 1
+
+  constructor(
+    generation: Generation,
+    parts: Pick<Snapshot, 'router' | 'chains' | 'upstreams' | 'directory' | 'certificates'>
+  ) {
+    this.generation = generation
+    this.router = parts.router
+    this.chains = parts.chains
+    this.upstreams = parts.upstreams
+    this.directory = parts.directory
+    this.certificates = parts.certificates
+    for (const instance of this.chains.instances) instance.acquire()
+    this.upstreams.acquire()
+  }
+
+  acquire(): void {
+    this.#pins++
+  }
+
+  release(): void {
+    if (--this.#pins === 0) void this.#close()
+  }
+
+  /** Resolves when everything only this snapshot held is closed. */
+  async #close(): Promise<void> {
+    await Promise.allSettled([
+      ...this.chains.instances.map(instance => instance.release()),
+      this.upstreams.release()
+    ])
+    this.#closed.resolve()
+  }
+
+  readonly #closed = Promise.withResolvers<void>()
+
+  /** Resolves once the last pin is gone and every part is released. */
+  get closed(): Promise<void> {
+    return this.#closed.promise
+  }
+}
+
+/**
+ * Compiles a generation. With `previous` and `changed` (references with a new state, the
+ * configuration being the same) only what those references touch is built anew. Rejects when a
+ * plugin's set-up refuses its configuration; nothing of `previous` is touched then.
+ */
+export async function buildSnapshot(
+  generation: Generation,
+  environment: SnapshotEnvironment,
+  previous?: Snapshot,
+  changed?: ReadonlySet<string>
+): Promise<Snapshot> {
+  const { config } = generation
+  const uses = Map.groupBy(config.uses, use => use.id)
+  const touched = new Set<string>()
+  const kinds = new Set<keyof Entities>()
+  if (changed !== undefined) {
+    for (const use of config.uses) {
+      if (use.references.some(reference => changed.has(reference))) {
+        touched.add(use.id)
+        kinds.add(use.kind)
+      }
+    }
+  }
+  const fresh = previous === undefined || changed === undefined
+  const created: Instance[] = []
+  try {
+    const instances = await buildInstances(
+      generation,
+      environment,
+      uses,
+      created,
+      fresh ? undefined : previous,
+      touched
+    )
+    const credentialsChanged =
+      kinds.has('keyauth_credentials') || kinds.has('basicauth_credentials')
+    const certificatesChanged = kinds.has('certificates') || kinds.has('ca_certificates')
+    const resolved = (): readonly Certificate[] =>
+      resolvable(
+        config.certificates,
+        CertificateSchema,
+        uses,
+        generation.secrets
+      ) as readonly Certificate[]
+    return new Snapshot(generation, {
+      router: fresh
+        ? compileRouter(
+            config.routes,
+            new Map(config.services.map(service => [service.id, service]))
+          )
+        : previous.router,
+      chains: fresh || touched.size > 0 ? new Chains(instances) : previous.chains,
+      upstreams:
+        fresh || certificatesChanged
+          ? new Upstreams(
+              {
+                services: config.services,
+                upstreams: config.upstreams,
+                targets: config.targets,
+                certificates: resolved(),
+                ca_certificates: resolvable(
+                  config.ca_certificates,
+                  CaCertificateSchema,
+                  uses,
+                  generation.secrets
+                )
+              },
+              environment.upstreams
+            )
+          : previous.upstreams,
+      directory:
+        fresh || credentialsChanged
+          ? createDirectory({
+              transform: config.transform,
+              consumers: config.consumers,
+              keyauth_credentials: resolvable(
+                config.keyauth_credentials,
+                KeyAuthCredentialSchema,
+                uses,
+                generation.secrets
+              ),
+              basicauth_credentials: resolvable(
+                config.basicauth_credentials,
+                BasicAuthCredentialSchema,
+                uses,
+                generation.secrets
+              ),
+              acls: config.acls
+            })
+          : previous.directory,
+      certificates:
+        fresh || certificatesChanged
+          ? compileCertificates(resolved(), config.snis, environment.fallbackCertificate)
+          : previous.certificates
+    })
+  } catch (error) {
+    for (const instance of created) {
+      instance.acquire()
+      await instance.release()
+    }
+    throw error
+  }
+}
+
+async function buildInstances(
+  generation: Generation,
+  environment: SnapshotEnvironment,
+  uses: ReadonlyMap<string, readonly ReferenceUse[]>,
+  created: Instance[],
+  previous: Snapshot | undefined,
+  touched: ReadonlySet<string>
+): Promise<readonly Instance[]> {
+  const byName = new Map(environment.plugins.map(plugin => [plugin.name, plugin]))
+  const standing = new Map(
+    previous?.chains.instances.map(instance => [instance.scope.id, instance])
+  )
+  const instances: Instance[] = []
+  for (const entity of generation.config.plugins) {
+    if (!entity.enabled) continue
+    const kept = touched.has(entity.id) ? undefined : standing.get(entity.id)
+    if (kept !== undefined) {
+      instances.push(kept)
+      continue
+    }
+    const plugin = byName.get(entity.name)!
+    const missing = missingReason(uses.get(entity.id), generation.secrets)
+    const instance =
+      missing === undefined
+        ? await Instance.create(
+            plugin,
+            entity,
+            resolveFields(plugin.schema, entity.config, template =>
+              resolveTemplate(template, generation.secrets)
+            ),
+            environment.instances
+          )
+        : Instance.unavailable(plugin, entity, missing, environment.instances)
+    created.push(instance)
+    instances.push(instance)
+  }
+  return instances
+}
+
+/** The entities whose references all have a value, resolved; the others are left out. */
+function resolvable<T>(
+  entities: readonly object[],
+  schema: Parameters<typeof resolveFields>[0],
+  uses: ReadonlyMap<string, readonly ReferenceUse[]>,
+  secrets: Secrets
+): readonly T[] {
+  return entities
+    .filter(entity => missingReason(uses.get((entity as { id: string }).id), secrets) === undefined)
+    .map(
+      entity => resolveFields(schema, entity, template => resolveTemplate(template, secrets)) as T
+    )
+}
+
+function missingReason(
+  uses: readonly ReferenceUse[] | undefined,
+  secrets: Secrets
+): string | undefined {
+  for (const use of uses ?? []) {
+    for (const reference of use.references) {
+      const state = secrets.get(reference)
+      if (state === undefined || 'failure' in state) return state?.failure ?? 'never resolved'
+    }
+  }
+  return undefined
+}
+
+/**
+ * The text of a referenceable field with its references replaced, and the same with their previous
+ * values where there are any. Resolved values are never looked into for further references.
+ */
+export function resolveTemplate(
+  template: string,
+  secrets: Secrets
+): { readonly value: string; readonly previous?: string } {
+  const parts = parseTemplate(template)
+  if (parts === undefined) return { value: template }
+  let value = ''
+  let previous = ''
+  let rotated = false
+  for (const part of parts) {
+    if (typeof part === 'string') {
+      value += part
+      previous += part
+      continue
+    }
+    const state = secrets.get(part.text)
+    if (state === undefined || 'failure' in state)
+      throw new MissingSecret(`no value for ${part.text}`)
+    value += state.value
+    previous += state.previous ?? state.value
+    if (state.previous !== undefined) rotated = true
+  }
+  return rotated ? { value, previous } : { value }
+}

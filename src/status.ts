@@ -1,0 +1,120 @@
+import http, { type IncomingMessage, type ServerResponse } from 'node:http'
+import type { AddressInfo } from 'node:net'
+
+/** What the status API tells and does; the gateway gives it. */
+export interface StatusSource {
+  /** `GET /status`. */
+  status(): Promise<object>
+  /** Why the node does not serve; empty when it does. `GET /status/ready`. */
+  unready(): readonly string[]
+  /** `GET /vaults`. */
+  vaults(): object
+  /** The configuration as authored. `GET /config`. */
+  config(): { readonly file: string; readonly text: string }
+  /** `POST /reload`: loads the configuration again; rejects with what is wrong with it. */
+  reload(): Promise<object>
+  /** `POST /vaults/refresh`: re-reads the references of the vault with this prefix, or all. */
+  refresh(prefix: string | undefined): Promise<object>
+}
+
+/** The status API while it listens. */
+export interface StatusServer {
+  readonly host: string
+  readonly port: number
+  close(): Promise<void>
+}
+
+type Answer = { readonly status: number; readonly body: object | string; readonly type?: string }
+type Action = (url: URL) => Promise<Answer> | Answer
+
+/**
+ * Opens the status API on an address of its own. It only reads, but for two triggers; the
+ * configuration's truth is the file. Built on node:http, so that the control thread stays light.
+ */
+export async function openStatus(
+  source: StatusSource,
+  host: string,
+  port: number
+): Promise<StatusServer> {
+  const actions: Readonly<Record<string, Action>> = {
+    'GET /status': async () => ({ status: 200, body: await source.status() }),
+    'GET /status/ready': () => {
+      const reasons = source.unready()
+      return reasons.length === 0
+        ? { status: 200, body: { ready: true } }
+        : { status: 503, body: { ready: false, reasons } }
+    },
+    'GET /vaults': () => ({ status: 200, body: source.vaults() }),
+    'GET /config': () => {
+      const { text } = source.config()
+      return { status: 200, body: text, type: 'application/yaml; charset=utf-8' }
+    },
+    'POST /reload': () => attempt(() => source.reload()),
+    'POST /vaults/refresh': url =>
+      attempt(() => source.refresh(url.searchParams.get('prefix') ?? undefined))
+  }
+  const server = http.createServer((request, response) => {
+    respond(request, actions).then(
+      answer => write(response, answer, request.method === 'HEAD'),
+      () =>
+        write(response, { status: 500, body: { message: 'An unexpected error occurred' } }, false)
+    )
+  })
+  await new Promise<void>((resolve, reject) => {
+    server.once('error', reject)
+    server.listen({ host, port }, resolve)
+  })
+  return {
+    host,
+    port: (server.address() as AddressInfo).port,
+    close: () =>
+      new Promise(resolve => {
+        server.close(() => resolve())
+        server.closeAllConnections()
+      })
+  }
+}
+
+async function respond(
+  request: IncomingMessage,
+  actions: Readonly<Record<string, Action>>
+): Promise<Answer> {
+  request.resume()
+  // A page a browser has open may reach this address: it must not pull the triggers (Fetch §3.2).
+  if (request.headers.origin !== undefined && request.method !== 'GET') {
+    return { status: 403, body: { message: 'Requests of web pages are refused' } }
+  }
+  const url = URL.parse(request.url ?? '/', 'http://status')
+  if (url === null) return { status: 400, body: { message: 'Bad request' } }
+  const method = request.method === 'HEAD' ? 'GET' : request.method
+  const action = actions[`${method} ${url.pathname}`]
+  if (action !== undefined) return action(url)
+  const known = Object.keys(actions).filter(key => key.endsWith(` ${url.pathname}`))
+  if (known.length > 0) {
+    return {
+      status: 405,
+      body: { message: `Use ${known.map(key => key.split(' ')[0]).join(' or ')}` }
+    }
+  }
+  return { status: 404, body: { message: 'Not found', paths: Object.keys(actions) } }
+}
+
+async function attempt(action: () => Promise<object>): Promise<Answer> {
+  try {
+    return { status: 200, body: await action() }
+  } catch (error) {
+    const { message, code, problems } = error as Error & { code?: string; problems?: unknown }
+    return { status: 422, body: { code, message, ...(problems === undefined ? {} : { problems }) } }
+  }
+}
+
+function write(response: ServerResponse, answer: Answer, headOnly: boolean): void {
+  const text =
+    typeof answer.body === 'string' ? answer.body : `${JSON.stringify(answer.body, null, 2)}\n`
+  response.writeHead(answer.status, {
+    'Content-Type': answer.type ?? 'application/json; charset=utf-8',
+    'Content-Length': Buffer.byteLength(text),
+    'Cache-Control': 'no-store'
+  })
+  response.end(headOnly ? undefined : text)
+}

@@ -1,0 +1,207 @@
+import { Worker } from 'node:worker_threads'
+import { type Remote, serveCalls } from './calls.ts'
+import type { Logger } from './plugins/plugin.ts'
+import type { Settings } from './settings.ts'
+import type { Generation } from './snapshot.ts'
+import type { ControlCalls, Update, WorkerCalls, WorkerData } from './worker.ts'
+
+export interface ThreadsOptions {
+  readonly settings: Settings
+  readonly product: string
+  readonly shared: WorkerData['shared']
+  readonly fallbackCertificate: WorkerData['fallbackCertificate']
+  readonly log: Logger
+  /** What the threads may ask of the control thread. */
+  readonly control: ControlCalls
+}
+
+interface Thread {
+  readonly number: number
+  readonly worker: Worker
+  readonly calls: Remote<WorkerCalls>
+  listening: boolean
+}
+
+/** Longest pause before a thread that keeps dying is started again, in milliseconds. */
+const MAX_RESTART_DELAY = 5000
+
+/**
+ * The data-plane threads: starts them, brings the same generation into force in all of them, and
+ * replaces one that dies while the others serve on.
+ */
+export class Threads {
+  readonly #options: ThreadsOptions
+  readonly #threads = new Map<number, Thread>()
+  #generation: Generation
+  #ports: readonly number[] = []
+  #closing = false
+  #next = 1
+
+  constructor(generation: Generation, options: ThreadsOptions) {
+    this.#generation = generation
+    this.#options = options
+  }
+
+  /**
+   * Starts all threads and opens the listeners; gives the ports. Rejects when a plugin's set-up
+   * refuses its configuration or an address cannot be bound.
+   */
+  async start(): Promise<readonly number[]> {
+    const { workers } = this.#options.settings
+    try {
+      const first = this.#spawn()
+      this.#ports = await first.calls.listen()
+      first.listening = true
+      await Promise.all(
+        Array.from({ length: workers - 1 }, async () => {
+          const thread = this.#spawn()
+          await thread.calls.listen()
+          thread.listening = true
+        })
+      )
+    } catch (error) {
+      this.#closing = true
+      await Promise.all([...this.#threads.values()].map(({ worker }) => worker.terminate()))
+      throw error
+    }
+    return this.#ports
+  }
+
+  /** How many threads serve now. */
+  get serving(): number {
+    return [...this.#threads.values()].filter(({ listening }) => listening).length
+  }
+
+  get workers(): readonly Worker[] {
+    return [...this.#threads.values()].map(({ worker }) => worker)
+  }
+
+  #spawn(attempt = 0): Thread {
+    const { settings, product, shared, fallbackCertificate, log, control } = this.#options
+    const number = this.#next++
+    const data: WorkerData = {
+      thread: number,
+      settings,
+      product,
+      generation: this.#generation,
+      ports: this.#ports,
+      reusePort: settings.workers > 1,
+      shared,
+      fallbackCertificate
+    }
+    const worker = new Worker(
+      new URL(import.meta.url.endsWith('.ts') ? './worker.ts' : './worker.js', import.meta.url),
+      {
+        name: `postern-${number}`,
+        workerData: data
+      }
+    )
+    const thread: Thread = {
+      number,
+      worker,
+      calls: serveCalls<ControlCalls, WorkerCalls>(worker, control),
+      listening: false
+    }
+    this.#threads.set(number, thread)
+    const bornAt = Date.now()
+    worker.on('error', error =>
+      log.error({ thread: number, err: error }, 'a data-plane thread failed')
+    )
+    worker.on('exit', () => {
+      this.#threads.delete(number)
+      if (this.#closing || !thread.listening) return
+      const delay =
+        Date.now() - bornAt > MAX_RESTART_DELAY
+          ? 0
+          : Math.min(100 * 2 ** attempt, MAX_RESTART_DELAY)
+      log.error({ thread: number }, 'a data-plane thread ended and is replaced')
+      setTimeout(() => this.#replace(delay === 0 ? 0 : attempt + 1), delay).unref()
+    })
+    return thread
+  }
+
+  #replace(attempt: number): void {
+    if (this.#closing) return
+    const thread = this.#spawn(attempt)
+    thread.calls.listen().then(
+      () => {
+        thread.listening = true
+        this.#options.log.info({ thread: thread.number }, 'a data-plane thread took over')
+      },
+      error => {
+        this.#options.log.error(
+          { thread: thread.number, err: error },
+          'a data-plane thread could not start'
+        )
+        thread.listening = true
+        void thread.worker.terminate()
+      }
+    )
+  }
+
+  /**
+   * Brings an update into force in all threads or in none: every thread prepares it beside what
+   * serves, then all commit. Rejects with the first refusal; nothing has changed then.
+   */
+  async apply(update: Update): Promise<void> {
+    const threads = [...this.#threads.values()]
+    const prepared = await Promise.allSettled(threads.map(({ calls }) => calls.prepare(update)))
+    const refusal = prepared.find(
+      (result, index) => result.status === 'rejected' && this.#threads.has(threads[index]!.number)
+    )
+    if (refusal?.status === 'rejected') {
+      await Promise.allSettled(threads.map(({ calls }) => calls.abort()))
+      throw refusal.reason
+    }
+    // A thread born from now on starts with what the others are about to commit.
+    this.#generation =
+      'generation' in update
+        ? update.generation
+        : {
+            config: this.#generation.config,
+            secrets: new Map([...this.#generation.secrets, ...update.secrets])
+          }
+    await Promise.allSettled(threads.map(({ calls }) => calls.commit()))
+    await this.#catchUp(threads, update)
+  }
+
+  /** Threads that were started while an update was prepared may have started with the older state. */
+  async #catchUp(done: readonly Thread[], update: Update): Promise<void> {
+    for (const thread of this.#threads.values()) {
+      if (done.includes(thread)) continue
+      await thread.calls.prepare(update).then(
+        () => thread.calls.commit(),
+        () => {}
+      )
+    }
+  }
+
+  async stats(): Promise<{ readonly inFlight: number; readonly webSockets: number }> {
+    const each = await Promise.allSettled(
+      [...this.#threads.values()].map(({ calls }) => calls.stats())
+    )
+    let inFlight = 0
+    let webSockets = 0
+    for (const result of each) {
+      if (result.status === 'fulfilled') {
+        inFlight += result.value.inFlight
+        webSockets += result.value.webSockets
+      }
+    }
+    return { inFlight, webSockets }
+  }
+
+  /** Drains every thread, at most `timeout` milliseconds, then ends it. */
+  async close(timeout: number): Promise<void> {
+    this.#closing = true
+    await Promise.all(
+      [...this.#threads.values()].map(async ({ worker, calls }) => {
+        const exited = new Promise<void>(resolve => worker.once('exit', () => resolve()))
+        const forced = setTimeout(() => void worker.terminate(), timeout + 2000)
+        await calls.close(timeout).catch(() => {})
+        await exited
+        clearTimeout(forced)
+      })
+    )
+  }
+}

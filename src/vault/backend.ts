@@ -1,0 +1,40 @@
+import type { TSchema } from 'typebox'
+
+/** What one read of a resource gave. */
+export interface Fetched {
+  /** Text, or a JSON object whose members references address by key or pointer. */
+  readonly value: string | Readonly<Record<string, unknown>>
+  /** The vault's own name of this version; two reads with the same version hold the same value. */
+  readonly version?: string
+  /** Seconds the vault says the value is good for (a lease); else the vault's `ttl` applies. */
+  readonly ttl?: number
+}
+
+/**
+ * One configured vault. `fetch` reads one resource: undefined means nothing is stored there, throwing
+ * one of the errors VaultDenied, VaultUnreachable or SecretMalformed (src/errors.ts) means it failed;
+ * any other error counts as unreachable. It must honour `signal`.
+ */
+export interface Backend {
+  fetch(
+    resource: string,
+    version: string | undefined,
+    signal: AbortSignal
+  ): Promise<Fetched | undefined>
+  /**
+   * Calls `changed` when the resource changed at its source (file-backed vaults). Gives the function
+   * that stops watching. A backend that cannot tell leaves this out and is polled by `ttl`.
+   */
+  watch?(resource: string, changed: () => void): () => void
+  close?(): void | Promise<void>
+}
+
+/** A type of vault: its settings and how to open one. One file each, listed in backends/index.ts. */
+export interface BackendType<S extends TSchema = TSchema> {
+  readonly name: string
+  /** Settings besides the common ones (ttl, neg_ttl, resurrect_ttl, base64_decode, on_denied). */
+  readonly schema: S
+  /** Settings a reference may not override (`?host=` would send credentials elsewhere). */
+  readonly protectedFields: readonly string[]
+  open(config: Readonly<Record<string, unknown>>): Backend | Promise<Backend>
+}

@@ -1,0 +1,195 @@
+import { parentPort, workerData } from 'node:worker_threads'
+import { serveCalls } from './calls.ts'
+import { createLogger } from './log.ts'
+import { plugins } from './plugins/index.ts'
+import { Kept } from './plugins/instance.ts'
+import type { Store } from './plugins/plugin.ts'
+import { createResolver } from './proxy/dns.ts'
+import { Handler } from './proxy/handler.ts'
+import { WebSockets } from './proxy/websocket.ts'
+import { type Listening, openServer } from './server.ts'
+import { type Settings, trustedPeers } from './settings.ts'
+import {
+  buildSnapshot,
+  type Generation,
+  type SecretState,
+  type Snapshot,
+  type SnapshotEnvironment
+} from './snapshot.ts'
+
+/** What the control thread gives a data-plane thread at its start. */
+export interface WorkerData {
+  readonly thread: number
+  readonly settings: Settings
+  readonly product: string
+  readonly generation: Generation
+  /** Ports to use instead of 0, by listener; known once the first thread listens. */
+  readonly ports: readonly number[]
+  readonly reusePort: boolean
+  readonly shared: Readonly<Record<string, SharedArrayBuffer>>
+  readonly fallbackCertificate: { readonly cert: string; readonly key: string }
+}
+
+/** What the control thread asks of a data-plane thread. */
+export interface WorkerCalls {
+  /** Opens the listeners; gives their ports. */
+  listen(): Promise<readonly number[]>
+  /** Builds what a new generation needs, or what changed secrets touch, beside what serves. */
+  prepare(update: Update): Promise<void>
+  /** Serves new requests with what was prepared. Synchronous, so nothing is seen half changed. */
+  commit(): void
+  /** Drops what was prepared. */
+  abort(): Promise<void>
+  stats(): { readonly inFlight: number; readonly webSockets: number }
+  /** Stops accepting, waits for requests in flight up to `timeout` milliseconds, then closes. */
+  close(timeout: number): Promise<void>
+}
+
+/** What the control thread does for its data-plane threads. */
+export interface ControlCalls extends Store {
+  /** Re-reads the references of a plugin entity; gives whether anything changed. */
+  refresh(entityId: string): Promise<boolean>
+}
+
+/** A whole new generation, or new states of references under the same configuration. */
+export type Update =
+  | { readonly generation: Generation }
+  | { readonly secrets: ReadonlyMap<string, SecretState> }
+
+const data = workerData as WorkerData
+const { settings } = data
+const log = createLogger({
+  level: settings.logLevel,
+  format: settings.logFormat,
+  thread: data.thread
+})
+
+const resolver = createResolver({ log })
+const control = serveCalls<WorkerCalls, ControlCalls>(parentPort!, {
+  listen,
+  prepare,
+  commit,
+  abort,
+  stats: () => ({ inFlight: handler.inFlight, webSockets: webSockets.open }),
+  close
+})
+
+const environment: SnapshotEnvironment = {
+  plugins,
+  fallbackCertificate: data.fallbackCertificate,
+  instances: {
+    log,
+    shared: data.shared,
+    kept: new Kept(),
+    store: {
+      get: key => control.get(key),
+      set: (key, value, ttl) => control.set(key, value, ttl),
+      expire: (key, ttl) => control.expire(key, ttl),
+      delete: key => control.delete(key)
+    },
+    async refresh(entityId) {
+      if (!(await control.refresh(entityId))) return undefined
+      return current.chains.instances.find(instance => instance.scope.id === entityId)?.config
+    }
+  },
+  upstreams: {
+    resolver,
+    pools: new Kept(),
+    options: {
+      connections: settings.upstreamKeepalivePoolSize,
+      idleTimeout: settings.upstreamKeepaliveIdleTimeout * 1000,
+      tlsVerify: settings.upstreamTlsVerify
+    }
+  }
+}
+
+let current: Snapshot = await buildSnapshot(data.generation, environment)
+let prepared: Snapshot | undefined
+let listening: readonly Listening[] = []
+
+const handler = new Handler(
+  {
+    product: data.product,
+    ownHeaders: settings.ownHeaders,
+    maxBodySize: settings.maxBodySize,
+    accessLog: settings.accessLog,
+    log
+  },
+  () => current
+)
+const webSockets = new WebSockets(handler, log, settings.upstreamTlsVerify)
+
+async function listen(): Promise<readonly number[]> {
+  const opened: Listening[] = []
+  for (const [index, listener] of settings.proxyListen.entries()) {
+    opened.push(
+      await openServer({
+        host: listener.host,
+        port: data.ports[index] ?? listener.port,
+        ssl: listener.ssl,
+        http2: listener.http2,
+        backlog: listener.backlog,
+        reusePort: data.reusePort,
+        headerTimeout: settings.requestHeaderTimeout * 1000,
+        keepAliveTimeout: settings.clientKeepaliveTimeout * 1000,
+        maxHeaderSize: settings.maxHeaderSize,
+        handler,
+        webSockets,
+        certificates: () => current.certificates,
+        exchange: {
+          trusted: trustedPeers(settings.trustedIps),
+          realIpHeader: settings.realIpHeader.toLowerCase(),
+          realIpRecursive: settings.realIpRecursive,
+          maxBufferedBody: settings.maxBufferedBody
+        }
+      })
+    )
+  }
+  listening = opened
+  return opened.map(({ port }) => port)
+}
+
+async function prepare(update: Update): Promise<void> {
+  await abort()
+  if ('generation' in update) {
+    prepared = await buildSnapshot(update.generation, environment)
+    return
+  }
+  const { config, secrets } = current.generation
+  const generation = { config, secrets: new Map([...secrets, ...update.secrets]) }
+  prepared = await buildSnapshot(generation, environment, current, new Set(update.secrets.keys()))
+}
+
+function commit(): void {
+  if (prepared === undefined) return
+  const old = current
+  current = prepared
+  prepared = undefined
+  if (current.certificates !== old.certificates) {
+    for (const server of listening) server.renewCertificate()
+  }
+  old.release()
+}
+
+async function abort(): Promise<void> {
+  prepared?.release()
+  prepared = undefined
+}
+
+async function close(timeout: number): Promise<void> {
+  const closed = Promise.all(listening.map(server => server.close()))
+  const deadline = new Promise<void>(resolve => setTimeout(resolve, timeout).unref())
+  const drained = async () => {
+    while (handler.inFlight > 0) {
+      for (const server of listening) server.closeIdle()
+      await new Promise(resolve => setTimeout(resolve, 20))
+    }
+  }
+  await Promise.race([drained(), deadline])
+  await webSockets.close()
+  current.release()
+  await Promise.race([Promise.all([closed, current.closed]), deadline])
+  resolver.close()
+  // The reply to this call leaves before the port closes and with it the thread's last handle.
+  setImmediate(() => process.exit(0))
+}

@@ -1,0 +1,105 @@
+import fc from 'fast-check'
+import t from 'tap'
+import type { Problem } from '../src/errors.ts'
+import { renderProblems, renderTable } from '../src/report.ts'
+
+const SOURCE = [
+  'services:',
+  '  - name: a',
+  '    retries: x',
+  '    password: hunter2',
+  '    token: "{vault://env/t}"',
+  `    path: /${'p'.repeat(200)}`
+].join('\r\n')
+
+function at(line: number, column: number, more: Partial<Problem['place']> = {}): Problem {
+  return {
+    code: 'POSTERN_X',
+    message: 'must be integer',
+    fix: 'Write a number.',
+    place: { file: 'postern.yaml', line, column, path: 'services[0].retries', ...more }
+  }
+}
+
+await t.test(
+  'a problem shows its place, its line with a caret under the column, the fix and the code',
+  async t => {
+    t.equal(
+      renderProblems([at(3, 14)], { color: false, source: SOURCE }),
+      [
+        'postern.yaml:3:14 services[0].retries: must be integer',
+        '  3 |     retries: x',
+        '                   ^',
+        '  Write a number. [POSTERN_X]',
+        '',
+        '1 problem',
+        ''
+      ].join('\n')
+    )
+  }
+)
+
+await t.test('without a source there is no line', async t => {
+  for (const source of [{}, { source: () => undefined }, { source: '' }]) {
+    t.equal(
+      renderProblems([at(3, 14, { path: '' })], { color: false, ...source }),
+      'postern.yaml:3:14: must be integer\n  Write a number. [POSTERN_X]\n\n1 problem\n'
+    )
+  }
+})
+
+await t.test('the source may be given by file; settings have a name and no line', async t => {
+  const shown = renderProblems([at(2, 5), at(1, 1, { file: 'environment', path: 'POSTERN_X' })], {
+    color: false,
+    source: file => (file === 'postern.yaml' ? SOURCE : 'secret text')
+  })
+  t.match(shown, /2 \| {3}- name: a/)
+  t.match(shown, /^environment POSTERN_X: must be integer$/m)
+  t.notMatch(shown, /secret text/)
+  t.match(shown, /2 problems\n$/)
+})
+
+await t.test('the literal value of a sensitive key is not shown, a reference is', async t => {
+  t.notMatch(renderProblems([at(4, 15)], { color: false, source: SOURCE }), /hunter2/)
+  t.match(renderProblems([at(4, 15)], { color: false, source: SOURCE }), /password: …/)
+  t.match(
+    renderProblems([at(5, 12)], { color: false, source: SOURCE }),
+    /token: "{vault:\/\/env\/t}"/
+  )
+})
+
+await t.test('a long line is cut around the place', async t => {
+  const shown = renderProblems([at(6, 190)], { color: false, source: SOURCE }).split('\n')
+  t.ok(shown.every(line => line.length < 140))
+  t.equal(shown[2]!.at(-1), '^')
+  t.equal(shown[1]![shown[2]!.length - 1], 'p')
+})
+
+await t.test('colour only when asked for', async t => {
+  t.ok(renderProblems([at(3, 14)], { color: true, source: SOURCE }).includes('\u001b[31m'))
+  t.ok(renderTable(['a'], [['1']], { color: true }).startsWith('\u001b[1ma\u001b[22m'))
+  t.notOk(renderTable(['a'], [['1']]).includes('\u001b'))
+})
+
+await t.test('a table is aligned, short rows are filled', async t => {
+  t.equal(
+    renderTable(['name', 'state'], [['a', 'ok'], ['longer name', 'absent'], ['b']]),
+    'name         state\na            ok\nlonger name  absent\nb\n'
+  )
+})
+
+await t.test('no text reaches a terminal as a control sequence', async () => {
+  const control = fc.string({
+    unit: fc.constantFrom(...'ab[]0;31m\u0000\t\n\r\u001b\u007f\u009b\u0007')
+  })
+  fc.assert(
+    fc.property(control, fc.integer({ min: 1, max: 30 }), (text, column) => {
+      const table = renderTable(['x'], [[text]])
+      const problem = renderProblems([{ ...at(1, column), message: text, fix: text }], {
+        color: false,
+        source: text
+      })
+      return [table, problem].every(shown => !/[^\P{Cc}\n]/u.test(shown))
+    })
+  )
+})
