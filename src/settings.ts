@@ -1,9 +1,11 @@
 import { availableParallelism } from 'node:os'
 import { closest } from 'fastest-levenshtein'
+import type { TSchema } from 'typebox'
 import { ConfigError, type Place, type Problem } from './errors.ts'
 import { type LogFormat, logLevels } from './log.ts'
 import type { OwnHeaders } from './proxy/handler.ts'
 import { deepFreeze } from './schema/freeze.ts'
+import { vaultConfigSchema } from './schema/vault-config.ts'
 import {
   accessLog,
   addressRanges,
@@ -26,6 +28,7 @@ import {
   whole,
   workerCount
 } from './setting-values.ts'
+import { backendTypes } from './vault/backends/index.ts'
 import { parseTemplate } from './vault/reference.ts'
 
 export { type Listener, trustedPeers } from './setting-values.ts'
@@ -279,11 +282,22 @@ interface Authored {
   readonly text: string
 }
 
-/** Vault types that have settings of their own: `POSTERN_VAULT_<TYPE>_<FIELD>`. */
-export const vaultTypes: readonly string[] = ['env', 'fs', 'hcv', 'aws', 'gcp', 'azure', 'conjur']
+/** Kong's documents spell this field in two ways. */
+const FIELD_SPELLINGS: Readonly<Record<string, readonly string[]>> = {
+  base64_decode: ['base64_decode', 'decode_base64']
+}
 
-/** Kong's names of vault settings that a field here has another name for. */
-const FIELD_ALIASES: Readonly<Record<string, string>> = { decode_base64: 'base64_decode' }
+/** The field each variable of a default vault sets, by its name after POSTERN_ or KONG_. */
+const vaultFields: ReadonlyMap<string, { readonly type: string; readonly field: string }> = new Map(
+  backendTypes.flatMap(({ name: type, schema }) =>
+    fieldsOf(vaultConfigSchema(schema)).flatMap(field =>
+      (FIELD_SPELLINGS[field] ?? [field]).map(
+        spelling =>
+          [`VAULT_${type.replaceAll('-', '_')}_${spelling}`.toUpperCase(), { type, field }] as const
+      )
+    )
+  )
+)
 
 /** Values of Kong's other settings that this gateway fulfils anyway. */
 const FULFILLED: Readonly<Record<string, readonly string[]>> = {
@@ -329,23 +343,24 @@ export function collectSettings(env: Environment): Collected {
   const vaultDefaults: Record<string, Record<string, string>> = {}
   // Kong's come first, so that the gateway's own variables win.
   for (const variable of given.filter(name => /^(POSTERN|KONG)_/.test(name)).sort()) {
-    const field = vaultField(variable)
+    const vault = vaultFields.get(variable.replace(/^(POSTERN|KONG)_/, ''))
     if (known.has(variable) || FULFILLED[variable]?.includes(env[variable]!)) continue
-    if (field !== undefined) {
-      vaultDefaults[field.type] = { ...vaultDefaults[field.type], [field.name]: env[variable]! }
+    if (vault !== undefined) {
+      vaultDefaults[vault.type] = { ...vaultDefaults[vault.type], [vault.field]: env[variable]! }
     } else if (SERVICE_LINK.test(variable)) continue
     else if (variable.startsWith('KONG_')) unsupported.push(variable)
-    else problems.push(unknown(variable, [...known]))
+    else problems.push(unknown(variable))
   }
   if (unsupported.length > 0) {
-    warnings.push(
-      problem(
+    warnings.push({
+      ...problem(
         'UNSUPPORTED',
         unsupported[0]!,
-        `${unsupported.length === 1 ? 'has' : `and others have`} no meaning here: ${unsupported.join(', ')}`,
+        '',
         'Unset what is not needed; docs/operations.md lists the settings.'
-      )
-    )
+      ),
+      message: `${unsupported.join(', ')} ${unsupported.length === 1 ? 'has' : 'have'} no meaning here`
+    })
   }
   const references: SettingReference[] = []
   for (const [name, { variable, text }] of authored) {
@@ -454,15 +469,12 @@ function checkPair({ sslCert, sslCertKey }: Values, problems: Problem[]): void {
   }
 }
 
-function vaultField(
-  variable: string
-): { readonly type: string; readonly name: string } | undefined {
-  const [, rest] = /^(?:POSTERN|KONG)_VAULT_([A-Z0-9_]+)$/.exec(variable) ?? []
-  const type = vaultTypes.find(each => rest?.startsWith(`${each.toUpperCase()}_`))
-  // Another type of Kong's whose name begins like one served here.
-  if (rest === undefined || type === undefined || rest.startsWith('AZURE_CERTS_')) return undefined
-  const name = rest.slice(type.length + 1).toLowerCase()
-  return { type, name: FIELD_ALIASES[name] ?? name }
+function fieldsOf(schema: TSchema): readonly string[] {
+  const { anyOf = [], properties = {} } = schema as {
+    anyOf?: readonly TSchema[]
+    properties?: object
+  }
+  return [...new Set([...Object.keys(properties), ...anyOf.flatMap(fieldsOf)])]
 }
 
 function referencesIn(template: string): readonly string[] {
@@ -498,8 +510,12 @@ function attempt<T>(variable: string, problems: Problem[], read: () => T): T | u
   }
 }
 
-function unknown(variable: string, known: readonly string[]): Problem {
-  const own = known.filter(name => name.startsWith('POSTERN_'))
+function unknown(variable: string): Problem {
+  const rows: readonly Setting[] = Object.values(settingsTable)
+  const own = [
+    ...rows.map(row => row.variable),
+    ...[...vaultFields.keys()].map(name => `POSTERN_${name}`)
+  ]
   return problem(
     'UNKNOWN',
     variable,

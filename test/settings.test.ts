@@ -157,8 +157,8 @@ await t.test("Kong's variables without a meaning here are named in one warning",
     KONG_PREFIX: '/kong'
   })
   t.same(others, [])
-  t.match(first, /KONG_DATABASE, KONG_PG_HOST, KONG_PREFIX$/)
-  t.equal(warned({ KONG_PREFIX: '/kong' })[0], 'KONG_PREFIX has no meaning here: KONG_PREFIX')
+  t.match(first, /^KONG_DATABASE, KONG_PG_HOST, KONG_PREFIX have no meaning here$/)
+  t.equal(warned({ KONG_PREFIX: '/kong' })[0], 'KONG_PREFIX has no meaning here')
 })
 
 await t.test('a misspelt variable is an error that names the nearest', async t => {
@@ -290,20 +290,28 @@ await t.test('other values', async t => {
 
 await t.test('settings of the default vaults are collected by type', async t => {
   const { vaultDefaults } = collectSettings({
-    KONG_VAULT_HCV_HOST: 'kong-vault',
-    POSTERN_VAULT_HCV_HOST: 'vault',
-    KONG_VAULT_HCV_PORT: '8201',
-    POSTERN_VAULT_HCV_TOKEN: '{vault://fs/token}',
+    KONG_VAULT_FS_PREFIX: '/kong',
+    POSTERN_VAULT_FS_PREFIX: '/run/secrets',
+    KONG_VAULT_FS_TTL: '{vault://env/ttl}',
     KONG_VAULT_ENV_DECODE_BASE64: 'true',
     POSTERN_VAULT_FS_BASE64_DECODE: 'true'
   })
   t.same(vaultDefaults, {
-    hcv: { host: 'vault', port: '8201', token: '{vault://fs/token}' },
-    env: { base64_decode: 'true' },
-    fs: { base64_decode: 'true' }
+    fs: { prefix: '/run/secrets', ttl: '{vault://env/ttl}', base64_decode: 'true' },
+    env: { base64_decode: 'true' }
   })
-  t.match(problems({ POSTERN_VAULT_HVC_HOST: 'x' }), [{ code: 'POSTERN_SETTING_UNKNOWN' }])
-  t.match(warned({ KONG_VAULT_AZURE_CERTS_VAULT_URI: 'x' }), [/KONG_VAULT_AZURE_CERTS_VAULT_URI/])
+})
+
+await t.test('a field the vault does not have is told', async t => {
+  t.match(problems({ POSTERN_VAULT_FS_PREFX: '/x' }), [
+    { code: 'POSTERN_SETTING_UNKNOWN', fix: /POSTERN_VAULT_FS_PREFIX\?/ }
+  ])
+  t.match(problems({ POSTERN_VAULT_KONNECT_CONFIG_STORE_ID: 'x' }), [
+    { code: 'POSTERN_SETTING_UNKNOWN' }
+  ])
+  t.match(warned({ KONG_VAULT_KONNECT_CONFIG_STORE_ID: 'x' }), [
+    /KONG_VAULT_KONNECT_CONFIG_STORE_ID/
+  ])
 })
 
 await t.test('references are found, replaced, then parsed', async t => {

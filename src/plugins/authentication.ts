@@ -9,7 +9,7 @@ export interface AuthenticationConfig {
 }
 
 /** Why a request was not authenticated: the message of its 401. */
-export type Rejection = 'Unauthorized' | (string & {})
+export type Rejection = string
 
 /** What presenting credentials came to. */
 export interface Authenticated {

@@ -1,6 +1,7 @@
 import { isUtf8 } from 'node:buffer'
-import { Type } from 'typebox'
+import { type Static, Type } from 'typebox'
 import { oneOf } from '../schema/fields.ts'
+import type { Authored } from '../schema/referenceable.ts'
 import {
   type Authenticated,
   challengeOf,
@@ -105,7 +106,7 @@ export function parseBasic(value: string): UserPass | undefined {
   return { username: text.slice(0, colon), password: text.slice(colon + 1) }
 }
 
-function check(config: Record<string, any>): readonly Complaint[] {
+function check(config: Authored<Static<typeof schema>>): readonly Complaint[] {
   const complaints: Complaint[] = []
   const { strategy } = config.brute_force_protection
   if (strategy !== 'off') {

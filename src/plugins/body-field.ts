@@ -1,3 +1,4 @@
+import { isRecord } from '../schema/walk.ts'
 import { findParameter, type ParameterValues, removeParameter } from './parameters.ts'
 
 /** How a kind of request body holds named top-level fields. */
@@ -10,7 +11,8 @@ export interface BodyFormat {
 
 const FORM: BodyFormat = {
   find: (body, name) => findParameter(body.toString(), name),
-  remove: (body, name) => Buffer.from(removeParameter(body.toString('latin1'), name) ?? '', 'latin1')
+  remove: (body, name) =>
+    Buffer.from(removeParameter(body.toString('latin1'), name) ?? '', 'latin1')
 }
 
 const JSON_OBJECT: BodyFormat = {
@@ -21,8 +23,8 @@ const JSON_OBJECT: BodyFormat = {
     } catch {
       return []
     }
-    if (typeof document !== 'object' || document === null || !Object.hasOwn(document, name)) return []
-    const value = (document as Record<string, unknown>)[name]
+    if (!isRecord(document) || !Object.hasOwn(document, name)) return []
+    const value = document[name]
     const values = Array.isArray(value) ? value : [value]
     return values.filter(item => typeof item === 'string')
   },
@@ -33,17 +35,22 @@ const JSON_OBJECT: BodyFormat = {
 export function bodyFormat(contentType: string | undefined): BodyFormat | undefined {
   if (contentType === undefined) return undefined
   const semicolon = contentType.indexOf(';')
-  const type = (semicolon === -1 ? contentType : contentType.slice(0, semicolon)).trim().toLowerCase()
+  const type = (semicolon === -1 ? contentType : contentType.slice(0, semicolon))
+    .trim()
+    .toLowerCase()
   if (type === 'application/x-www-form-urlencoded') return FORM
   if (type === 'application/json') return JSON_OBJECT
   if (type !== 'multipart/form-data') return undefined
-  const boundary = parameterOf(contentType, 'boundary')
+  const boundary = parameterOf(contentType, BOUNDARY)
   return boundary === undefined ? undefined : multipart(boundary)
 }
 
-/** A parameter of a field value, unquoted (RFC 9110 §5.6.6). */
-function parameterOf(value: string, name: string): string | undefined {
-  const pattern = new RegExp(`;\\s*${name}=(?:"((?:[^"\\\\]|\\\\.)*)"|([^\\s;"]+))`, 'i')
+// RFC 9110 §5.6.6: a parameter's value is a token or a quoted-string.
+const BOUNDARY = /;\s*boundary=(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))/i
+const NAME = /;\s*name=(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))/i
+
+/** The value that such a pattern finds, unquoted. */
+function parameterOf(value: string, pattern: RegExp): string | undefined {
   const found = pattern.exec(value)
   return found === null ? undefined : (found[1]?.replaceAll(/\\(.)/g, '$1') ?? found[2])
 }
@@ -88,14 +95,13 @@ function partsOf(body: Buffer, boundary: string): readonly Part[] | undefined {
     const headersFrom = text.indexOf('\r\n', start)
     const next = headersFrom === -1 ? -1 : text.indexOf(`\r\n${delimiter}`, headersFrom)
     if (next === -1) return undefined
-    const blank = text.indexOf('\r\n\r\n', headersFrom)
-    const separated = blank !== -1 && blank < next
-    const headers = separated ? text.slice(headersFrom, blank) : ''
+    const part = text.slice(headersFrom, next)
+    const blank = part.indexOf('\r\n\r\n')
     parts.push({
-      name: formName(headers),
+      name: formName(blank === -1 ? '' : part.slice(0, blank)),
       start,
       end: next + 2,
-      content: separated ? text.slice(blank + 4, next) : ''
+      content: blank === -1 ? '' : part.slice(blank + 4)
     })
     start = next + 2
   }
@@ -104,7 +110,7 @@ function partsOf(body: Buffer, boundary: string): readonly Part[] | undefined {
 /** The `name` of a part's Content-Disposition (RFC 7578 §4.2). */
 function formName(headers: string): string | undefined {
   const disposition = /\r\ncontent-disposition:([^\r\n]*)/i.exec(headers)?.[1]
-  const name = disposition === undefined ? undefined : parameterOf(disposition, 'name')
+  const name = disposition === undefined ? undefined : parameterOf(disposition, NAME)
   return name === undefined ? undefined : Buffer.from(name, 'latin1').toString()
 }
 

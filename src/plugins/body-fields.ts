@@ -37,7 +37,10 @@ export async function withoutBodyField(
 ): Promise<Buffer> {
   const type = contentType?.split(';')[0]!.trim().toLowerCase()
   if (type === 'application/json') {
-    const { [name]: _removed, ...rest } = JSON.parse(body.toString('utf8')) as Record<string, unknown>
+    const { [name]: _removed, ...rest } = JSON.parse(body.toString('utf8')) as Record<
+      string,
+      unknown
+    >
     return Buffer.from(JSON.stringify(rest))
   }
   if (type === 'application/x-www-form-urlencoded') {
@@ -71,5 +74,7 @@ function jsonFields(body: Buffer): ReadonlyMap<string, readonly string[]> {
 }
 
 async function formOf(body: Buffer, contentType: string): Promise<FormData> {
-  return new Response(new Uint8Array(body), { headers: { 'content-type': contentType } }).formData() as Promise<FormData>
+  return new Response(new Uint8Array(body), {
+    headers: { 'content-type': contentType }
+  }).formData() as Promise<FormData>
 }

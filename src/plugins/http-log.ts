@@ -1,144 +1,224 @@
-import { Type } from 'typebox'
-import { Agent } from 'undici'
-import { referenceable } from '../schema/referenceable.ts'
-import { checkCustomFields, compileCustomFields, withCustomFields } from './custom-fields.ts'
-import { type Complaint, type Context, definePlugin } from './plugin.ts'
-import { Queue, QueueSchema } from './queue.ts'
+import { validateHeaderValue } from 'node:http'
+import { type Static, Type } from 'typebox'
+import { Pool } from 'undici'
+import { LogDenied, LogEndpointInvalid, LogRefused } from '../errors.ts'
+import { oneOf } from '../schema/fields.ts'
+import { type Authored, referenceable } from '../schema/referenceable.ts'
+import { isRecord } from '../schema/walk.ts'
+import { CustomFieldsSchema, checkCustomFields, compileCustomFields } from './custom-fields.ts'
+import { type Complaint, definePlugin, type Logger } from './plugin.ts'
+import { Queue, QueueSchema, type Sink } from './queue.ts'
 
-const FORBIDDEN = ['host', 'content-length', 'content-type']
-/** Bytes of a log server's answer that an error message quotes at most. */
-const QUOTED = 200
+const strict = { additionalProperties: false } as const
 
-/** The `http_endpoint` of a file may be a reference; then nothing of it is known before it resolves. */
-function hasUserInfo(endpoint: unknown): boolean {
-  return typeof endpoint === 'string' && !endpoint.includes('{vault://') && URL.parse(endpoint)?.username !== ''
-    && URL.parse(endpoint) !== null
-}
+/** RFC 9110 §5.6.2: a token. */
+const HEADER_NAME = "^[!#$%&'*+\\-.^_`|~0-9A-Za-z]+$"
 
-/** Sends a record of each request to an HTTP endpoint. */
+const schema = Type.Object(
+  {
+    http_endpoint: referenceable(Type.String({ format: 'uri' })),
+    method: oneOf(['POST', 'PUT', 'PATCH'], { default: 'POST' }),
+    content_type: oneOf(['application/json', 'application/json; charset=utf-8'], {
+      default: 'application/json'
+    }),
+    /** Milliseconds, for connecting, sending and reading each. */
+    timeout: Type.Number({ minimum: 1, default: 10_000 }),
+    /** Milliseconds an idle connection is kept. */
+    keepalive: Type.Number({ minimum: 0, default: 60_000 }),
+    ssl_verify: Type.Boolean({ default: true }),
+    headers: Type.Optional(
+      Type.Record(Type.String({ pattern: HEADER_NAME }), referenceable(Type.String()), strict)
+    ),
+    custom_fields_by_lua: Type.Optional(CustomFieldsSchema),
+    queue: QueueSchema
+  },
+  strict
+)
+
+type Config = Static<typeof schema>
+
+/** Most bytes of an answer that are read before its connection is given up. */
+const MAX_ANSWER = 128 * 1024
+/** Connections of a queue whose entries are delivered side by side. */
+const MAX_CONNECTIONS = 64
+
+/** Fields that the request itself decides about; a client cannot send the connection-specific ones. */
+const FORBIDDEN: ReadonlyMap<string, string> = new Map(
+  ['Host', 'Content-Length', 'Content-Type', 'Connection', 'Expect', 'Keep-Alive'].map(name => [
+    name.toLowerCase(),
+    name
+  ])
+)
+  .set('transfer-encoding', 'Transfer-Encoding')
+  .set('upgrade', 'Upgrade')
+
+const BOTH_AUTHORIZATIONS =
+  "specifying both an 'Authorization' header and user info in 'http_endpoint' is not allowed"
+
+/** Sends the log record of every exchange to an HTTP endpoint. */
 export default definePlugin({
   name: 'http-log',
   priority: 12,
-  schema: Type.Object(
-    {
-      http_endpoint: referenceable(Type.String({ format: 'uri' })),
-      method: Type.Unsafe<'POST' | 'PUT' | 'PATCH'>({ enum: ['POST', 'PUT', 'PATCH'], default: 'POST' }),
-      content_type: Type.Unsafe<string>({
-        enum: ['application/json', 'application/json; charset=utf-8'],
-        default: 'application/json'
-      }),
-      timeout: Type.Number({ default: 10000, minimum: 1, description: 'Milliseconds.' }),
-      keepalive: Type.Number({ default: 60000, minimum: 1, description: 'Milliseconds.' }),
-      ssl_verify: Type.Boolean({ default: true }),
-      headers: Type.Optional(Type.Record(Type.String(), referenceable(Type.String()))),
-      custom_fields_by_lua: Type.Optional(Type.Record(Type.String(), Type.String())),
-      queue: QueueSchema
-    },
-    { additionalProperties: false }
-  ),
-  translate(config) {
-    const { queue_size: size, flush_timeout: flush, retry_count: _ignored, ...rest } = config
-    if (size === undefined && flush === undefined) return rest
-    const queue = { ...(rest.queue as object | undefined) } as Record<string, unknown>
-    // The old names count only where they say something else than their old defaults.
-    if (size !== undefined && size !== 1) queue.max_batch_size ??= size
-    if (flush !== undefined && flush !== 2) queue.max_coalescing_delay ??= flush
-    return { ...rest, queue }
-  },
-  check(config) {
-    const complaints: Complaint[] = [...checkCustomFields(config.custom_fields_by_lua)]
-    for (const name of Object.keys(config.headers ?? {})) {
-      if (FORBIDDEN.includes(name.toLowerCase())) {
-        complaints.push({ path: `headers.${name}`, message: `cannot contain '${name}' header`, fix: 'Take it out: the plugin sets it.' })
-      } else if (name.toLowerCase() === 'authorization' && hasUserInfo(config.http_endpoint)) {
-        complaints.push({
-          path: `headers.${name}`,
-          message: "specifying both an 'Authorization' header and user info in 'http_endpoint' is not allowed",
-          fix: 'Take one of them out.'
-        })
-      }
-    }
-    return complaints
-  },
+  schema,
+  translate,
+  check,
   setup(config, context) {
-    const url = new URL(config.http_endpoint.reveal())
-    const headers: Record<string, string> = { ...revealed(config.headers), 'Content-Type': config.content_type }
-    if (url.username !== '') {
-      if (Object.keys(headers).some(name => name.toLowerCase() === 'authorization')) {
-        throw new Error("both an 'Authorization' header and user info in 'http_endpoint' are given")
-      }
-      const userInfo = `${decodeURIComponent(url.username)}:${decodeURIComponent(url.password)}`
-      headers.Authorization = `Basic ${Buffer.from(userInfo).toString('base64')}`
-    }
-    const fields = compileCustomFields(config.custom_fields_by_lua)
-    const where = url.host
-    const agent = new Agent({
-      keepAliveTimeout: config.keepalive,
-      headersTimeout: config.timeout,
-      bodyTimeout: config.timeout,
-      connect: { timeout: config.timeout, rejectUnauthorized: config.ssl_verify }
-    })
-
-    /** Sends once; gives the status and the beginning of the answer. */
-    const post = async (batch: readonly string[]): Promise<void> => {
-      const single = config.queue.max_batch_size === 1 && batch.length === 1
-      let status: number
-      let answer = ''
-      try {
-        const response = await agent.request({
-          origin: url.origin,
-          path: url.pathname,
-          method: config.method,
-          headers,
-          body: single ? batch[0]! : `[${batch.join(',')}]`
-        })
-        status = response.statusCode
-        if (status < 300) {
-          await response.body.dump()
-          return
-        }
-        answer = (await response.body.text()).slice(0, QUOTED)
-      } catch (error) {
-        throw new Error(`failed request to ${where}: ${(error as { code?: string }).code ?? (error as Error).message}`)
-      }
-      throw Object.assign(new Error(`request to ${where} returned status code ${status} and body ${quoteSafely(answer, headers)}`), { status })
-    }
-
-    const send = async (batch: readonly string[]): Promise<void> => {
-      try {
-        await post(batch)
-      } catch (error) {
-        const { status } = error as { status?: number }
-        // A refused secret may just have been rotated. Where it was, the queue's repetition is
-        // already sent with the new one.
-        if (status === 401 || status === 403) await context.refresh()
-        throw error
-      }
-    }
-
-    const queue = context.keep(`queue:${context.scope.id}`, () => new Queue(config.queue, send, context.log))
-    queue.configure(config.queue, send, context.log)
+    const { log, scope } = context
+    const edit = compileCustomFields(config.custom_fields_by_lua)
+    const sink = createSink(config, async () => (await context.refresh()) !== undefined)
+    const name = `http-log ${scope.instanceName ?? scope.id}`
+    const queue = context.keep(`queue:${scope.id}`, () => new Queue(name, log))
+    const detach = queue.attach(sink)
     return {
       log(exchange) {
-        queue.add(JSON.stringify(withCustomFields(exchange.record(), fields, exchange)))
+        try {
+          const record = exchange.record()
+          queue.enqueue(JSON.stringify(edit === undefined ? record : edit(record, exchange)))
+        } catch (error) {
+          reportUnwritten(log, exchange.id, error)
+        }
       },
-      // What the queue has under way with this agent is let finish; the queue itself lives on with
-      // the next instance.
-      close: () => closeLater(agent, context)
+      close: detach
     }
   }
 })
 
-function revealed(headers: Readonly<Record<string, { reveal(): string }>> | undefined): Record<string, string> {
-  return Object.fromEntries(Object.entries(headers ?? {}).map(([name, value]) => [name, value.reveal()]))
+function reportUnwritten(log: Logger, requestId: string, error: unknown): void {
+  log.error(
+    { request_id: requestId, plugin: 'http-log' },
+    `an exchange was not logged: ${error instanceof Error ? error.message : error}`
+  )
 }
 
-/** An answer that repeats one of our own header values must not bring it into a log. */
-function quoteSafely(answer: string, headers: Readonly<Record<string, string>>): string {
-  const leaks = Object.entries(headers).some(([name, value]) => name !== 'Content-Type' && value !== '' && answer.includes(value))
-  return leaks ? '(not shown: it repeats a secret)' : JSON.stringify(answer)
+/** Where records go, taken apart. */
+interface Endpoint {
+  readonly origin: string
+  /** `host:port`, the part that may stand in log lines. */
+  readonly peer: string
+  readonly path: string
+  readonly authorization: string | undefined
 }
 
-async function closeLater(agent: Agent, { log }: Pick<Context, 'log'>): Promise<void> {
-  await agent.close().catch(error => log.warn({ err: error }, 'http-log connections did not close'))
+/** Delivers batches over kept connections; `refresh` re-reads the secrets and gives whether any changed. */
+function createSink(config: Config, refresh: () => Promise<boolean>): Sink {
+  const endpoint = parseEndpoint(config.http_endpoint.reveal())
+  const headers = headersOf(config, endpoint)
+  const { method, queue } = config
+  const timeout = Math.ceil(config.timeout)
+  const keepalive = Math.max(1, Math.ceil(config.keepalive))
+  const pool = new Pool(endpoint.origin, {
+    connections: queue.concurrency_limit === 1 ? 1 : MAX_CONNECTIONS,
+    allowH2: false,
+    connect: { timeout, rejectUnauthorized: config.ssl_verify },
+    headersTimeout: timeout,
+    bodyTimeout: timeout,
+    keepAliveTimeout: keepalive,
+    keepAliveMaxTimeout: keepalive
+  })
+  const single = queue.max_batch_size === 1
+
+  return {
+    config: queue,
+    timeout: 3 * timeout,
+    async send(entries, signal) {
+      const body = single ? entries[0]! : `[${entries.join(',')}]`
+      const answer = await pool.request({ method, path: endpoint.path, headers, body, signal })
+      // The status decides; what follows is read only so that the connection can be used again.
+      await answer.body.dump({ limit: MAX_ANSWER })
+      const { statusCode } = answer
+      if (statusCode === 401 || statusCode === 403) throw new LogDenied(endpoint.peer, statusCode)
+      if (statusCode >= 300) throw new LogRefused(endpoint.peer, statusCode)
+    },
+    async recover(error) {
+      return error instanceof LogDenied && (await refresh())
+    },
+    close: () => pool.close()
+  }
+}
+
+/** Throws POSTERN_LOG_ENDPOINT, without the text, for what is no HTTP URL. */
+function parseEndpoint(text: string): Endpoint {
+  if (!URL.canParse(text)) throw new LogEndpointInvalid('it is not a URL')
+  const url = new URL(text)
+  const { protocol, origin, hostname, username, password } = url
+  if (protocol !== 'http:' && protocol !== 'https:') {
+    throw new LogEndpointInvalid('its scheme must be http or https')
+  }
+  const port = url.port === '' ? (protocol === 'https:' ? '443' : '80') : url.port
+  const hasUser = username !== '' || password !== ''
+  return {
+    origin,
+    peer: `${hostname}:${port}`,
+    path: url.pathname + url.search,
+    authorization: hasUser ? basic(username, password) : undefined
+  }
+}
+
+function basic(username: string, password: string): string {
+  const userPass = `${decode(username)}:${decode(password)}`
+  return `Basic ${Buffer.from(userPass).toString('base64')}`
+}
+
+/** User info is percent-encoded (RFC 3986 §3.2.1); a stray percent sign is taken as it stands. */
+function decode(text: string): string {
+  try {
+    return decodeURIComponent(text)
+  } catch {
+    return text
+  }
+}
+
+function headersOf(config: Config, { authorization }: Endpoint): Record<string, string> {
+  const headers: Record<string, string> = { 'Content-Type': config.content_type }
+  if (authorization !== undefined) headers.Authorization = authorization
+  for (const [name, value] of Object.entries(config.headers ?? {})) {
+    if (authorization !== undefined && name.toLowerCase() === 'authorization') {
+      throw new LogEndpointInvalid(BOTH_AUTHORIZATIONS)
+    }
+    const text = value.reveal()
+    validateHeaderValue(name, text)
+    headers[name] = text
+  }
+  return headers
+}
+
+/** Deprecated queue fields become those of `queue` where they differ from their old defaults. */
+function translate(config: Record<string, unknown>): Record<string, unknown> {
+  const { queue_size, flush_timeout, retry_count, ...rest } = config
+  const queue: Record<string, unknown> = {}
+  if (isGiven(queue_size) && queue_size !== 1) queue.max_batch_size = queue_size
+  if (isGiven(flush_timeout) && flush_timeout !== 2) queue.max_coalescing_delay = flush_timeout
+  if (Object.keys(queue).length === 0) return rest
+  return { ...rest, queue: { ...(isRecord(rest.queue) ? rest.queue : {}), ...queue } }
+}
+
+function isGiven(value: unknown): boolean {
+  return value !== undefined && value !== null
+}
+
+function check(config: Authored<Config>): readonly Complaint[] {
+  const complaints = [...checkCustomFields(config.custom_fields_by_lua, '/custom_fields_by_lua')]
+  // A reference may hold what ends a URL's authority; what it stands for is checked at set-up.
+  const endpoint = config.http_endpoint.replaceAll(/\{vault:\/\/[^}]*\}/g, 'x')
+  if (endpoint.includes('://') && !/^https?:\/\//i.test(endpoint)) {
+    complaints.push({
+      path: '/http_endpoint',
+      message: 'the scheme must be http or https',
+      fix: 'Write http://… or https://…'
+    })
+  }
+  const hasUser = /^https?:\/\/[^/?#]*@/i.test(endpoint)
+  for (const name of Object.keys(config.headers ?? {})) {
+    const path = `/headers/${name.replaceAll('~', '~0')}`
+    const forbidden = FORBIDDEN.get(name.toLowerCase())
+    if (forbidden !== undefined) {
+      const message = `cannot contain '${forbidden}' header`
+      complaints.push({ path, message, fix: 'Remove it; the request sets it itself' })
+    }
+    if (hasUser && name.toLowerCase() === 'authorization') {
+      const fix = 'Keep either the header or the user info'
+      complaints.push({ path, message: BOTH_AUTHORIZATIONS, fix })
+    }
+  }
+  return complaints
 }

@@ -1,5 +1,6 @@
-import { Type } from 'typebox'
+import { type Static, Type } from 'typebox'
 import { oneOf } from '../schema/fields.ts'
+import type { Authored } from '../schema/referenceable.ts'
 import {
   type Authenticated,
   challengeOf,
@@ -138,7 +139,8 @@ function valuesOf(
   body: ReadBody | undefined
 ): ParameterValues {
   let values = places.header ? headerValues(exchange, name.lower) : NONE
-  if (values.length === 0 && places.query) values = findParameter(exchange.request.query, name.exact)
+  if (values.length === 0 && places.query)
+    values = findParameter(exchange.request.query, name.exact)
   if (isAbsent(values) && body !== undefined) values = body.format.find(body.content, name.exact)
   return values
 }
@@ -155,18 +157,14 @@ function headerValues(exchange: Exchange, lower: string): ParameterValues {
   const values: string[] = []
   for (let i = 0; i < rawHeaders.length; i += 2) {
     const name = rawHeaders[i]!
-    if (name.length === lower.length && name.toLowerCase() === lower) values.push(rawHeaders[i + 1]!)
+    if (name.length === lower.length && name.toLowerCase() === lower)
+      values.push(rawHeaders[i + 1]!)
   }
   return values
 }
 
 /** Takes the key out of every place that is looked at, so that no copy of it goes upstream. */
-function hide(
-  exchange: Exchange,
-  places: Places,
-  name: KeyName,
-  body: ReadBody | undefined
-): void {
+function hide(exchange: Exchange, places: Places, name: KeyName, body: ReadBody | undefined): void {
   const { upstream } = exchange
   if (places.header) upstream.removeHeader(name.exact)
   if (places.query && upstream.query !== undefined) {
@@ -177,9 +175,9 @@ function hide(
   }
 }
 
-function check(config: Record<string, any>): readonly Complaint[] {
+function check(config: Authored<Static<typeof schema>>): readonly Complaint[] {
   const complaints: Complaint[] = []
-  const realms: readonly { scope: string }[] = config.identity_realms ?? []
+  const realms = config.identity_realms ?? []
   if (realms.some(({ scope }) => scope !== 'cp')) {
     complaints.push({
       path: '/identity_realms',

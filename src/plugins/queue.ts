@@ -1,206 +1,392 @@
 import { type Static, Type } from 'typebox'
+import { oneOf } from '../schema/fields.ts'
+import type { Logger } from './plugin.ts'
 
-/** The QUEUE block of the log plugins. Delays and times in seconds. */
+const MAX_ENTRIES = 1_000_000
+
+/** The `queue` block of plugins that send records elsewhere. Delays and times in seconds. */
 export const QueueSchema = Type.Object(
   {
-    concurrency_limit: Type.Unsafe<1 | -1>({ enum: [-1, 1], default: 1 }),
-    initial_retry_delay: Type.Number({ minimum: 0.001, maximum: 1000000, default: 0.01 }),
-    max_batch_size: Type.Integer({ minimum: 1, maximum: 1000000, default: 1 }),
-    max_bytes: Type.Optional(Type.Integer({ minimum: 1 })),
+    max_batch_size: Type.Integer({ minimum: 1, maximum: MAX_ENTRIES, default: 1 }),
     max_coalescing_delay: Type.Number({ minimum: 0, maximum: 3600, default: 1 }),
-    max_entries: Type.Integer({ minimum: 1, maximum: 1000000, default: 10000 }),
-    max_retry_delay: Type.Number({ minimum: 0.001, maximum: 1000000, default: 60 }),
-    max_retry_time: Type.Number({ default: 60 })
+    max_entries: Type.Integer({ minimum: 1, maximum: MAX_ENTRIES, default: 10_000 }),
+    max_bytes: Type.Optional(Type.Integer({ minimum: 1 })),
+    max_retry_time: Type.Number({ default: 60 }),
+    initial_retry_delay: Type.Number({ minimum: 0.001, maximum: 1_000_000, default: 0.01 }),
+    max_retry_delay: Type.Number({ minimum: 0.001, maximum: 1_000_000, default: 60 }),
+    concurrency_limit: oneOf([1, -1], { default: 1 })
   },
   { additionalProperties: false, default: {} }
 )
 
-export type QueueOptions = Static<typeof QueueSchema>
+export type QueueConfig = Readonly<Static<typeof QueueSchema>>
 
-/** Delivers one batch; rejecting has it repeated. Messages of its errors are logged. */
-export type Send = (batch: readonly string[]) => Promise<void>
-
-export interface QueueLog {
-  warn(fields: object, message: string): void
-  error(fields: object, message: string): void
+/** Where a queue delivers, and by which rules. */
+export interface Sink {
+  readonly config: QueueConfig
+  /** Milliseconds one delivery may take before its signal aborts. */
+  readonly timeout: number
+  /** Delivers a batch; rejects when it did not arrive. No message may hold a secret. */
+  send(entries: readonly string[], signal: AbortSignal): Promise<void>
+  /**
+   * Asked once per batch, after its first failure: whether something changed that makes another
+   * attempt at once worthwhile.
+   */
+  recover?(error: unknown): Promise<boolean>
+  /** Releases connections, after the last delivery. */
+  close?(): Promise<void>
 }
 
-/** Milliseconds entries may still take at shutdown. */
-const FLUSH_TIME = 5000
-/** Share of `max_entries` at which a warning is logged. */
+/** Milliseconds a closing queue has to deliver what it holds. */
+const CLOSE_TIMEOUT = 5000
+/** A collecting queue does not wait for less than this, in milliseconds. */
+const SHORTEST_WAIT = 50
+/** Share of the capacity above which a queue warns. */
 const WARN_AT = 0.8
-/** Sends under way at once where the queue is bypassed. */
-const MAX_UNQUEUED = 1000
+/** The longest delay a timer takes. */
+const MAX_TIMER = 2 ** 31 - 1
+
+/** Entries on their way to a sink. The oldest are the first to be lost when it is full. */
+interface Batch {
+  entries: string[]
+  readonly startedAt: number
+  failures: number
+  recovered: boolean
+}
 
 /**
- * Entries on their way to a log server: batched, repeated with back-off, bounded. The options and
- * the way to send are those set last, so that what waits leaves with the newest secret.
+ * Collects entries into batches and delivers them one batch at a time, with retries. It outlives the
+ * plugin instances that fill it: entries go to the sink attached last, whichever was attached when
+ * they came.
  */
 export class Queue {
-  #entries: string[] = []
+  readonly #name: string
+  readonly #log: Logger
+  readonly #closeTimeout: number
+  readonly #sinks: Sink[] = []
+  readonly #closing = new AbortController()
+  readonly #tasks = new Set<Promise<void>>()
+  /** Settles when no delivery uses the sink any more. */
+  readonly #uses = new Map<Sink, Promise<unknown>>()
+  /** Waiting entries from `#head` on; those before it are gone. */
+  #waiting: string[] = []
+  #head = 0
+  #batch: Batch | undefined
+  /** Entries of deliveries that bypass the queue. */
+  #bypassing = 0
   #bytes = 0
-  #options: QueueOptions
-  #send: Send
-  #log: QueueLog
-  #working: Promise<void> | undefined
+  #worker: Promise<void> | undefined
   #wake: (() => void) | undefined
-  #closing = false
-  #closedAt = 0
-  #warned = false
+  #closed = false
+  #nearlyFull = false
   #full = false
-  #unqueued = 0
 
-  constructor(options: QueueOptions, send: Send, log: QueueLog) {
-    this.#options = options
-    this.#send = send
+  /** `name` stands in log lines; `closeTimeout` in milliseconds bounds {@link close}. */
+  constructor(name: string, log: Logger, closeTimeout = CLOSE_TIMEOUT) {
+    this.#name = name
     this.#log = log
+    this.#closeTimeout = closeTimeout
   }
 
-  /** From now on everything, what waits included, is sent this way. */
-  configure(options: QueueOptions, send: Send, log: QueueLog): void {
-    this.#options = options
-    this.#send = send
-    this.#log = log
-  }
-
+  /** Entries not delivered yet. */
   get length(): number {
-    return this.#entries.length
+    return this.#waiting.length - this.#head + (this.#batch?.entries.length ?? 0) + this.#bypassing
   }
 
-  /** Adds an entry; drops the oldest when there is no room. Never throws. */
-  add(entry: string): void {
-    const { max_bytes: maxBytes, max_entries: maxEntries } = this.#options
-    if (this.#options.concurrency_limit === -1) {
-      this.#sendAlone(entry)
+  /**
+   * Delivers to this sink from now on. The function given back detaches it: the one attached before
+   * takes over, and the sink closes after its last delivery. The last sink stays until {@link close}.
+   */
+  attach(sink: Sink): () => void {
+    this.#sinks.push(sink)
+    return () => {
+      const index = this.#sinks.indexOf(sink)
+      if (index === -1 || this.#sinks.length === 1) return
+      this.#sinks.splice(index, 1)
+      this.#release(sink)
+    }
+  }
+
+  /** Takes an entry; never throws and never waits. */
+  enqueue(entry: string): void {
+    const sink = this.#sinks.at(-1)
+    if (sink === undefined || this.#closed) return
+    const { config } = sink
+    if (config.max_bytes !== undefined && !this.#makeRoom(entry, config.max_bytes)) return
+    if (config.concurrency_limit === -1) {
+      this.#bypass(entry, config)
       return
     }
-    const size = Buffer.byteLength(entry)
-    if (maxBytes !== undefined && size > maxBytes) {
-      this.#log.error({ bytes: size }, 'a queue entry is larger than max_bytes and was dropped')
-      return
-    }
-    while (this.#entries.length >= maxEntries || (maxBytes !== undefined && this.#bytes + size > maxBytes)) {
-      this.#bytes -= Buffer.byteLength(this.#entries.shift()!)
-      if (!this.#full) {
-        this.#full = true
-        this.#log.error({}, 'queue full, dropping old entries until processing is successful again')
-      }
-    }
-    this.#entries.push(entry)
-    this.#bytes += size
-    if (!this.#warned && this.#entries.length >= maxEntries * WARN_AT) {
-      this.#warned = true
-      this.#log.warn({ entries: this.#entries.length, max_entries: maxEntries }, 'a queue is filling up')
-    }
+    while (this.length >= config.max_entries && this.#dropOldest('max_entries'));
+    this.#waiting.push(entry)
+    this.#bytes += Buffer.byteLength(entry)
+    this.#watchLevel(config)
+    this.#worker ??= this.#work()
+    if (this.#waiting.length - this.#head >= config.max_batch_size) this.#wake?.()
+  }
+
+  /** Delivers what is queued, without retrying for longer than the bound; then closes its sinks. */
+  async close(): Promise<void> {
+    this.#closed = true
     this.#wake?.()
-    this.#working ??= this.#work().finally(() => {
-      this.#working = undefined
-    })
+    const timer = setTimeout(() => this.#closing.abort(), this.#closeTimeout)
+    await this.#worker
+    await Promise.all(this.#tasks)
+    clearTimeout(timer)
+    const lost = this.length
+    if (lost > 0) this.#report(lost, 'the queue was closed before they could be delivered')
+    this.#waiting = []
+    this.#head = 0
+    for (const sink of this.#sinks.splice(0)) this.#release(sink)
+    await Promise.all(this.#tasks)
   }
 
   async #work(): Promise<void> {
-    while (this.#entries.length > 0) {
-      await this.#coalesce()
-      const batch = this.#entries.slice(0, this.#options.max_batch_size)
+    while (this.#waiting.length > this.#head && !this.#closing.signal.aborted) {
+      const { config } = this.#sinks.at(-1)!
+      await this.#collect(config)
+      const batch: Batch = {
+        entries: this.#take(config.max_batch_size),
+        startedAt: performance.now(),
+        failures: 0,
+        recovered: false
+      }
+      this.#batch = batch
       await this.#deliver(batch)
+      // What closing cut short stays, to be counted as lost.
+      if (this.#closing.signal.aborted && batch.entries.length > 0) break
+      this.#batch = undefined
+      this.#settle(config)
     }
+    this.#worker = undefined
   }
 
-  /** Waits for a batch to fill, at most the coalescing delay. */
-  async #coalesce(): Promise<void> {
-    const { max_batch_size: size, max_coalescing_delay: delay } = this.#options
-    if (size === 1) return
-    const until = Date.now() + delay * 1000
-    while (this.#entries.length < size && !this.#closing) {
-      const left = until - Date.now()
-      if (left <= 0) return
-      await this.#pause(left)
-    }
-  }
-
-  /** Sleeps until the time is over, an entry comes or the queue closes. */
-  #pause(milliseconds: number): Promise<void> {
-    return new Promise(resolve => {
-      const timer = setTimeout(done, milliseconds)
-      const wake = (): void => {
-        clearTimeout(timer)
-        done()
-      }
-      this.#wake = wake
-      function done(): void {
-        resolve()
-      }
-    })
-  }
-
-  async #deliver(batch: readonly string[]): Promise<void> {
-    const sent = await this.#repeat(batch)
-    // Entries dropped for room meanwhile were the oldest, so part of this batch may be gone already.
-    let removed = 0
-    while (removed < batch.length && this.#entries[0] === batch[removed]) {
-      this.#bytes -= Buffer.byteLength(this.#entries.shift()!)
-      removed++
-    }
-    if (removed === 0) {
-      const first = batch.indexOf(this.#entries[0] ?? '')
-      if (first !== -1) {
-        for (const entry of this.#entries.splice(0, batch.length - first)) this.#bytes -= Buffer.byteLength(entry)
-      }
-    }
-    if (!sent) return
-    this.#full = false
-    if (this.#entries.length < this.#options.max_entries * WARN_AT) this.#warned = false
-  }
-
-  /** Sends a batch until it is taken or its time is over; gives whether it was taken. */
-  async #repeat(batch: readonly string[]): Promise<boolean> {
-    const startedAt = Date.now()
-    for (let attempt = 0; ; attempt++) {
-      try {
-        await this.#send(batch)
-        return true
-      } catch (error) {
-        const { max_retry_time: limit, max_retry_delay: cap, initial_retry_delay: first } = this.#options
-        const overdue = (Date.now() - startedAt) / 1000 > limit
-        const ending = this.#closing && Date.now() - this.#closedAt > FLUSH_TIME
-        if (overdue || ending) {
-          this.#log.error(
-            { entries: batch.length },
-            `could not send entries due to max_retry_time exceeded. ${batch.length} queue entries were lost: ${(error as Error).message}`
-          )
-          return false
+  /** Waits until a batch is full or the first entry has waited long enough. */
+  async #collect(config: QueueConfig): Promise<void> {
+    const end = performance.now() + config.max_coalescing_delay * 1000
+    while (!this.#closed && this.#waiting.length - this.#head < config.max_batch_size) {
+      const left = end - performance.now()
+      if (left < SHORTEST_WAIT) return
+      await new Promise<void>(resolve => {
+        const timer = setTimeout(resolve, left)
+        this.#wake = () => {
+          clearTimeout(timer)
+          resolve()
         }
-        this.#log.warn({ attempt: attempt + 1 }, (error as Error).message)
-        const delay = Math.min(cap, first * 2 ** attempt) * 1000
-        await this.#sleep(this.#closing ? Math.min(delay, 200) : delay)
+      })
+      this.#wake = undefined
+    }
+  }
+
+  #take(count: number): string[] {
+    const entries = this.#waiting.slice(this.#head, this.#head + count)
+    this.#head += entries.length
+    this.#compact()
+    return entries
+  }
+
+  /** Lets go of what lies before the head once it is the larger part. */
+  #compact(): void {
+    if (this.#head * 2 < this.#waiting.length) return
+    this.#waiting = this.#waiting.slice(this.#head)
+    this.#head = 0
+  }
+
+  /** Tries until the batch is delivered, lost, or the queue closed; leaves it empty unless cut short. */
+  async #deliver(batch: Batch): Promise<void> {
+    while (batch.entries.length > 0) {
+      const sink = this.#sinks.at(-1)!
+      try {
+        await this.#attempt(sink, batch.entries.slice())
+        this.#forget(batch)
+        return
+      } catch (error) {
+        this.#failed(batch, error)
+        if (await this.#shouldRetryNow(sink, batch, error)) continue
+        if (this.#giveUp(sink.config, batch)) return
+        if (this.#closing.signal.aborted) return
+        await this.#backOff(sink.config, batch)
+        if (this.#closing.signal.aborted) return
       }
     }
   }
 
-  /** Sleeps the whole time unless the queue closes. */
-  async #sleep(milliseconds: number): Promise<void> {
-    const until = Date.now() + milliseconds
-    const wasClosing = this.#closing
-    while (Date.now() < until && (wasClosing || !this.#closing)) await this.#pause(until - Date.now())
+  async #attempt(sink: Sink, entries: readonly string[]): Promise<void> {
+    const controller = new AbortController()
+    const abort = () => controller.abort(new Error('not delivered in time'))
+    const timer = setTimeout(abort, Math.min(sink.timeout, MAX_TIMER))
+    this.#closing.signal.addEventListener('abort', abort)
+    if (this.#closing.signal.aborted) abort()
+    try {
+      const delivery = sink.send(entries, controller.signal)
+      this.#use(sink, delivery)
+      await delivery
+    } finally {
+      clearTimeout(timer)
+      this.#closing.signal.removeEventListener('abort', abort)
+    }
   }
 
-  #sendAlone(entry: string): void {
-    if (this.#unqueued >= MAX_UNQUEUED) {
-      this.#log.error({}, 'too many sends are under way; an entry was dropped')
+  #failed(batch: Batch, error: unknown): void {
+    batch.failures++
+    const { message, code } = error as { message?: string; code?: string }
+    this.#log.warn(
+      { queue: this.#name, entries: batch.entries.length, failures: batch.failures, code },
+      `log entries could not be delivered: ${message}`
+    )
+  }
+
+  async #shouldRetryNow(sink: Sink, batch: Batch, error: unknown): Promise<boolean> {
+    if (batch.recovered || sink.recover === undefined) return false
+    batch.recovered = true
+    return unlessAborted(sink.recover(error), this.#closing.signal)
+  }
+
+  /** Ends the retries of a batch whose time is over; a negative time never retries. */
+  #giveUp(config: QueueConfig, batch: Batch): boolean {
+    const elapsed = (performance.now() - batch.startedAt) / 1000
+    if (config.max_retry_time >= 0 && elapsed <= config.max_retry_time) return false
+    this.#report(batch.entries.length, 'max_retry_time has passed')
+    this.#forget(batch)
+    return true
+  }
+
+  async #backOff(config: QueueConfig, batch: Batch): Promise<void> {
+    const seconds = Math.min(
+      config.max_retry_delay,
+      config.initial_retry_delay * 2 ** (batch.failures - 1)
+    )
+    await delay(Math.min(seconds * 1000, MAX_TIMER), this.#closing.signal)
+  }
+
+  #forget(batch: Batch): void {
+    for (const entry of batch.entries) this.#bytes -= Buffer.byteLength(entry)
+    batch.entries = []
+  }
+
+  /** Delivers an entry on its own, beside the others; only their number is bounded. */
+  #bypass(entry: string, config: QueueConfig): void {
+    if (this.length >= config.max_entries) {
+      this.#reportFull('max_entries')
       return
     }
-    this.#unqueued++
-    void this.#repeat([entry]).finally(() => {
-      this.#unqueued--
+    const batch: Batch = {
+      entries: [entry],
+      startedAt: performance.now(),
+      failures: 0,
+      recovered: false
+    }
+    this.#bypassing++
+    this.#bytes += Buffer.byteLength(entry)
+    this.#watchLevel(config)
+    const task = this.#deliver(batch).then(() => {
+      this.#tasks.delete(task)
+      this.#bypassing--
+      if (batch.entries.length > 0) {
+        this.#report(1, 'the queue was closed before it could be delivered')
+        this.#forget(batch)
+      }
+      this.#settle(config)
     })
+    this.#tasks.add(task)
   }
 
-  /** Sends what is left, at most five seconds. */
-  async close(): Promise<void> {
-    this.#closing = true
-    this.#closedAt = Date.now()
-    this.#wake?.()
-    const deadline = new Promise<void>(resolve => setTimeout(resolve, FLUSH_TIME + 1000).unref())
-    await Promise.race([this.#working, deadline])
+  #makeRoom(entry: string, maxBytes: number): boolean {
+    const bytes = Buffer.byteLength(entry)
+    if (bytes > maxBytes) {
+      this.#log.error(
+        { queue: this.#name, bytes, max_bytes: maxBytes },
+        'a log entry is larger than max_bytes and was dropped'
+      )
+      return false
+    }
+    while (this.#bytes + bytes > maxBytes && this.#dropOldest('max_bytes'));
+    return this.#bytes + bytes <= maxBytes
   }
+
+  /** False when all that is left are deliveries that bypass the queue. */
+  #dropOldest(reason: string): boolean {
+    this.#reportFull(reason)
+    const oldest = this.#batch?.entries.shift() ?? this.#take(1)[0]
+    if (oldest === undefined) return false
+    this.#bytes -= Buffer.byteLength(oldest)
+    return true
+  }
+
+  #reportFull(reason: string): void {
+    if (this.#full) return
+    this.#full = true
+    this.#log.error(
+      { queue: this.#name, reason },
+      'the queue is full: the oldest log entries are dropped until deliveries succeed again'
+    )
+  }
+
+  #watchLevel(config: QueueConfig): void {
+    if (this.#nearlyFull || this.length < config.max_entries * WARN_AT) return
+    this.#nearlyFull = true
+    this.#log.warn(
+      { queue: this.#name, entries: this.length, max_entries: config.max_entries },
+      'the queue is filled to 80 %'
+    )
+  }
+
+  /** The level fell: the next time it rises is worth a line again. */
+  #settle(config: QueueConfig): void {
+    if (this.length >= config.max_entries * WARN_AT) return
+    this.#nearlyFull = false
+    this.#full = false
+  }
+
+  #report(entries: number, reason: string): void {
+    this.#log.error({ queue: this.#name, entries }, `${entries} log entries were lost: ${reason}`)
+  }
+
+  /** Notes a delivery, which {@link #release} waits for. */
+  #use(sink: Sink, delivery: Promise<void>): void {
+    const settled = Promise.allSettled([this.#uses.get(sink), delivery]).then(() => {
+      if (this.#uses.get(sink) === settled) this.#uses.delete(sink)
+    })
+    this.#uses.set(sink, settled)
+  }
+
+  #release(sink: Sink): void {
+    const task = Promise.resolve(this.#uses.get(sink))
+      .then(() => sink.close?.())
+      .catch(error =>
+        this.#log.warn({ queue: this.#name, code: error.code }, 'a log connection did not close')
+      )
+      .then(() => {
+        this.#tasks.delete(task)
+      })
+    this.#tasks.add(task)
+  }
+}
+
+/** Resolves after the delay in milliseconds, or at once when the signal aborts. */
+function delay(milliseconds: number, signal: AbortSignal): Promise<void> {
+  return new Promise(resolve => {
+    const done = () => {
+      clearTimeout(timer)
+      signal.removeEventListener('abort', done)
+      resolve()
+    }
+    const timer = setTimeout(done, milliseconds)
+    signal.addEventListener('abort', done)
+    if (signal.aborted) done()
+  })
+}
+
+/** What the promise gives; false when it rejects or the signal aborts first. */
+function unlessAborted(pending: Promise<boolean>, signal: AbortSignal): Promise<boolean> {
+  return new Promise(resolve => {
+    const settle = (value: boolean) => {
+      signal.removeEventListener('abort', onAbort)
+      resolve(value)
+    }
+    const onAbort = () => settle(false)
+    signal.addEventListener('abort', onAbort)
+    if (signal.aborted) onAbort()
+    pending.then(settle, onAbort)
+  })
 }

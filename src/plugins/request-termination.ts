@@ -45,7 +45,11 @@ export default definePlugin({
       })
     }
     if (given('content_type') && !given('body')) {
-      complaints.push({ path: 'content_type', message: 'content_type requires a body', fix: 'Write the body too.' })
+      complaints.push({
+        path: 'content_type',
+        message: 'content_type requires a body',
+        fix: 'Write the body too.'
+      })
     }
     if (config.echo && (given('content_type') || given('body'))) {
       complaints.push({

@@ -48,7 +48,9 @@ export function compileCertificates(
   snis: readonly Sni[],
   fallback: KeyPair
 ): CertificateStore {
-  const materials = new Map(certificates.map(certificate => [certificate.id, materialOf(certificate)]))
+  const materials = new Map(
+    certificates.map(certificate => [certificate.id, materialOf(certificate)])
+  )
   const contexts = new Map([...materials].map(([id, material]) => [id, contextOf(material)]))
   const byName = new Map<string, SecureContext>()
   let unnamed: Material =

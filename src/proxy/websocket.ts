@@ -122,7 +122,8 @@ export class WebSockets {
       upstream: '',
       websocket: true,
       replyOptions: {
-        getUpstream: (request: FastifyRequest) => this.#destinations.get(request.raw as IncomingMessage)!.origin
+        getUpstream: (request: FastifyRequest) =>
+          this.#destinations.get(request.raw as IncomingMessage)!.origin
       },
       wsClientOptions: {
         rejectUnauthorized: verify,

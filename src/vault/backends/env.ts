@@ -6,9 +6,7 @@ import type { Backend, BackendType } from '../backend.ts'
  * variable with `_PREVIOUS` behind it. The environment of a process never changes, so neither do
  * these. `environment` is that of the gateway.
  */
-export function envBackend(
-  environment: Readonly<Record<string, string | undefined>>
-): BackendType {
+export function envBackend(environment: Readonly<Record<string, string | undefined>>): BackendType {
   return {
     name: 'env',
     schema: Type.Object(

@@ -1,0 +1,42 @@
+import { globSync, readFileSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import t from 'tap'
+
+/** What each file may import: what stands in its own row or in one before (docs/architecture.md). */
+const RANKS: readonly RegExp[] = [
+  /^(errors|events|version|vault\/secret|vault\/reference)$/,
+  /^schema\//,
+  /^vault\//,
+  /^plugins\//,
+  /^proxy\//,
+  /^(settings|setting-values|config|config-values|snapshot|log|metrics|watch|report|calls|store)$/,
+  /^(server|status|worker|threads)$/,
+  /^(gateway|index|cli)$/
+]
+const IMPORT = /(?:\bfrom|\bimport|\bimport\()\s*'(\.[^']+)\.ts'/g
+const src = join(import.meta.dirname, '../src')
+const rank = (file: string): number => RANKS.findIndex(row => row.test(file))
+const files = globSync('**/*.ts', { cwd: src }).map(file => file.slice(0, -'.ts'.length))
+const importsOf = (file: string): readonly string[] =>
+  [...readFileSync(join(src, `${file}.ts`), 'utf8').matchAll(IMPORT)].map(([, to]) =>
+    join(dirname(file), to!)
+  )
+
+await t.test('every file has a rank, and imports its own rank or one before', async t => {
+  t.ok(files.length > 20)
+  for (const file of files) {
+    t.ok(rank(file) >= 0, `${file} has a rank`)
+    for (const to of importsOf(file)) t.ok(rank(to) <= rank(file), `${file} imports ${to}`)
+  }
+})
+
+await t.test('no file imports itself by way of others', async t => {
+  const done = new Set<string>()
+  const visit = (file: string, path: readonly string[]): void => {
+    if (path.includes(file)) t.fail([...path.slice(path.indexOf(file)), file].join(' → '))
+    else if (!done.has(file)) for (const to of importsOf(file)) visit(to, [...path, file])
+    done.add(file)
+  }
+  for (const file of files) visit(file, [])
+  t.equal(done.size, files.length)
+})
