@@ -29,8 +29,6 @@ import { vaultConfigSchema, vaultTypeNames } from './schema/vault-config.ts'
 import { isRecord, prepare, textFields } from './schema/walk.ts'
 import { looksLikeReference, parseTemplate, type Reference } from './vault/reference.ts'
 
-export { resolveConfig, validateUses } from './config-values.ts'
-
 /** The entity kinds this release serves, by their plural in the file. */
 export interface Entities {
   readonly services: readonly Service[]

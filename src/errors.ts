@@ -66,8 +66,14 @@ export const SettingInvalid = createError<[string, string, string]>(
   'POSTERN_SETTING_INVALID',
   '%s: %s. %s'
 )
-export const LogEndpointInvalid = createError<[string]>('POSTERN_LOG_ENDPOINT', 'The log endpoint cannot be used: %s')
-export const LogDenied = createError<[string, number]>('POSTERN_LOG_DENIED', '%s answered %s: the credentials were refused')
+export const LogEndpointInvalid = createError<[string]>(
+  'POSTERN_LOG_ENDPOINT',
+  'The log endpoint cannot be used: %s'
+)
+export const LogDenied = createError<[string, number]>(
+  'POSTERN_LOG_DENIED',
+  '%s answered %s: the credentials were refused'
+)
 export const LogRefused = createError<[string, number]>('POSTERN_LOG_REFUSED', '%s answered %s')
 
 /** Every code a problem of a configuration may have, with its meaning. */

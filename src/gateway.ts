@@ -1,6 +1,7 @@
 import { readFile } from 'node:fs/promises'
 import type { Worker } from 'node:worker_threads'
-import { type Config, loadConfig, validateUses } from './config.ts'
+import { type Config, loadConfig } from './config.ts'
+import { validateUses } from './config-values.ts'
 import { ConfigError, type Problem } from './errors.ts'
 import { createLogger } from './log.ts'
 import { plugins } from './plugins/index.ts'

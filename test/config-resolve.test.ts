@@ -1,7 +1,8 @@
 import { X509Certificate } from 'node:crypto'
 import { generate } from 'selfsigned'
 import t from 'tap'
-import { loadConfig, resolveConfig, validateUses } from '../src/config.ts'
+import { loadConfig } from '../src/config.ts'
+import { resolveConfig, validateUses } from '../src/config-values.ts'
 import { plugins, vaultTypes } from './fixtures/config/plugins.ts'
 
 function load(body: string) {

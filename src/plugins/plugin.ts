@@ -217,6 +217,7 @@ export interface Plugin<S extends TSchema = TSchema> {
   /** Deprecated field names translated before validation; gives a new object. */
   translate?(config: Record<string, unknown>): Record<string, unknown>
   /** Rules across fields, on the validated configuration (references still as text). */
+  // biome-ignore lint/suspicious/noExplicitAny: the schema has validated it, and each plugin knows its own
   check?(config: Record<string, any>): readonly Complaint[]
   /** Called at load and again at every rotation of a secret it uses; throwing keeps the old hooks. */
   setup(config: Static<S>, context: Context<Static<S>>): Hooks | Promise<Hooks>

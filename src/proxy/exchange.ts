@@ -17,8 +17,8 @@ import type {
 } from '../plugins/plugin.ts'
 import { defaultMessage, errorBody } from './failure.ts'
 import { normalizePath, splitTarget } from './path.ts'
-import { buildRecord } from './record.ts'
-import type { Peer, ServiceUpstream } from './upstream.ts'
+import { buildRecord, type Try } from './record.ts'
+import type { ServiceUpstream } from './upstream.ts'
 
 export type RawRequest = IncomingMessage | Http2ServerRequest
 export type RawResponse = ServerResponse | Http2ServerResponse
@@ -44,16 +44,6 @@ export interface ExchangeOptions {
   readonly realIpRecursive: boolean
   /** Most bytes {@link Exchange.body} buffers. */
   readonly maxBufferedBody: number
-}
-
-/** One attempt to reach an upstream, as the log record shows it. Times in milliseconds. */
-export interface Try {
-  readonly startedAt: number
-  /** Milliseconds choosing the peer took. */
-  readonly latency: number
-  readonly peer: Peer
-  state?: 'failed' | 'next'
-  code?: number
 }
 
 /** A Host or `X-Forwarded-Host` split into name and port. */

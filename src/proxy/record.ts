@@ -1,4 +1,34 @@
-import type { HttpExchange } from './exchange.ts'
+import type { ClientResponse, Exchange, UpstreamRequest } from '../plugins/plugin.ts'
+import type { Peer } from './upstream.ts'
+
+/** One attempt to reach an upstream, as the log record shows it. Times in milliseconds. */
+export interface Try {
+  readonly startedAt: number
+  /** Milliseconds choosing the peer took. */
+  readonly latency: number
+  readonly peer: Peer
+  state?: 'failed' | 'next'
+  code?: number
+}
+
+/** An exchange as its record sees it. Marks are of `performance.now()`, 0 when never reached. */
+export interface Finished extends Exchange {
+  readonly startedMark: number
+  /** When the last try began. */
+  readonly sentMark: number
+  readonly firstByteMark: number
+  readonly lastByteMark: number
+  readonly bytesReceived: number
+  readonly bytesSent: number
+  readonly tries: readonly Try[]
+  readonly upstreamStatuses: readonly number[]
+  /** Undefined when the upstream answered. */
+  readonly answer: object | undefined
+  readonly upstream: UpstreamRequest & {
+    readonly edits: ReadonlyMap<string, { readonly value: string | undefined }> | undefined
+  }
+  readonly response: ClientResponse & { fields(): readonly string[] }
+}
 
 /** Kong's fixed id of the one workspace a file describes. */
 const WORKSPACE = '0dc6f45b-8f8d-40d2-a504-473544ee190b'
@@ -52,7 +82,7 @@ function size(flat: readonly string[]): number {
   return bytes
 }
 
-function requestHeaders(exchange: HttpExchange): Fields {
+function requestHeaders(exchange: Finished): Fields {
   const headers = headersOf(exchange.request.rawHeaders, true) as Record<
     string,
     string | readonly string[]
@@ -65,7 +95,7 @@ function requestHeaders(exchange: HttpExchange): Fields {
 }
 
 /** The record every log plugin emits for one finished exchange; absent facts are absent keys. */
-export function buildRecord(exchange: HttpExchange): Record<string, unknown> {
+export function buildRecord(exchange: Finished): Record<string, unknown> {
   const { request, response, route, service, consumer, credential } = exchange
   const now = performance.now()
   const proxied = exchange.firstByteMark > 0 && exchange.answer === undefined

@@ -100,7 +100,7 @@ class Rotating implements Rotation {
     const jitter = 0.95 + (this.#options.random ?? Math.random)() / 10
     this.#timer = setTimeout(
       () => {
-        this.#exclusively(() => this.tick()).finally(() => this.#schedule())
+        void this.#exclusively(() => this.tick()).then(() => this.#schedule())
       },
       this.#options.interval * 1000 * jitter
     )

@@ -1,0 +1,14 @@
+import { generate } from 'selfsigned'
+
+/** A self-signed certificate for these names, PEM. */
+export async function certificateFor(...names: string[]): Promise<{ cert: string; key: string }> {
+  const { cert, private: key } = await generate([{ name: 'commonName', value: names[0]! }], {
+    keyType: 'ec',
+    curve: 'P-256',
+    algorithm: 'sha256',
+    extensions: [
+      { name: 'subjectAltName', altNames: names.map(value => ({ type: 2 as const, value })) }
+    ]
+  })
+  return { cert, key }
+}

@@ -1,0 +1,124 @@
+import { createHash } from 'node:crypto'
+import t from 'tap'
+import { createDirectory, type DirectoryEntities } from '../../src/plugins/directory.ts'
+import type { BasicAuthCredential, KeyAuthCredential } from '../../src/schema/entities.ts'
+import { Secret } from '../../src/vault/secret.ts'
+
+const alice = { id: 'c-alice', username: 'alice' }
+const bob = { id: 'c-bob', username: 'bob', custom_id: 'B' }
+const unnamed = { id: 'c-unnamed', custom_id: 'U' }
+
+function directory(entities: Partial<DirectoryEntities> = {}) {
+  return createDirectory({
+    transform: true,
+    consumers: [alice, bob, unnamed],
+    keyauth_credentials: [],
+    basicauth_credentials: [],
+    acls: [],
+    ...entities
+  })
+}
+
+function key(id: string, value: string, previous?: string): KeyAuthCredential {
+  return { id, consumer: { id: alice.id }, key: new Secret(value, previous) }
+}
+
+function user(
+  id: string,
+  username: Secret | string,
+  password: Secret | string,
+  consumer = alice.id
+): BasicAuthCredential {
+  const secret = (value: Secret | string) => (typeof value === 'string' ? new Secret(value) : value)
+  return { id, consumer: { id: consumer }, username: secret(username), password: secret(password) }
+}
+
+const hex = (algorithm: string, text: string) => createHash(algorithm).update(text).digest('hex')
+
+t.test('consumers are found by id, else by username', async t => {
+  const shadow = { id: 'c-shadow', username: bob.id }
+  const found = directory({ consumers: [alice, bob, unnamed, shadow] })
+  t.equal(found.consumer('c-alice'), alice)
+  t.equal(found.consumer('alice'), alice)
+  t.equal(found.consumer('c-bob'), bob, 'an id wins over a username that reads the same')
+  t.equal(found.consumer('c-unnamed'), unnamed)
+  t.equal(found.consumer('B'), undefined)
+})
+
+t.test('keys are found by their value, the former one too while it is known', async t => {
+  const rotated = key('k1', 'new', 'old')
+  const plain = key('k2', 'plain')
+  const found = directory({ keyauth_credentials: [rotated, plain] })
+  t.equal(found.keyAuth('new'), rotated)
+  t.equal(found.keyAuth('old'), rotated)
+  t.equal(found.keyAuth('plain'), plain)
+  t.equal(found.keyAuth(''), undefined)
+  t.equal(found.keyAuth('[secret]'), undefined)
+})
+
+t.test('a current key wins over the former key of another', async t => {
+  const taker = key('k1', 'shared')
+  const giver = key('k2', 'other', 'shared')
+  for (const keyauth_credentials of [
+    [taker, giver],
+    [giver, taker]
+  ]) {
+    t.equal(directory({ keyauth_credentials }).keyAuth('shared'), taker)
+  }
+})
+
+t.test('users are found by name, and hold by their current or former password', async t => {
+  const rotated = user('u1', new Secret('ali', 'alice-old'), new Secret('new', 'old'))
+  const other = user('u2', 'bob', 'p', bob.id)
+  const taker = user('u3', 'alice-old', 'q')
+  const found = directory({ basicauth_credentials: [rotated, other, taker] })
+  t.equal(found.basicAuth('ali'), rotated)
+  t.equal(found.basicAuth('alice-old'), taker, 'a current name wins over a former one')
+  t.equal(found.basicAuth('nobody'), undefined)
+  t.ok(found.passwordHolds(rotated, 'new'))
+  t.ok(found.passwordHolds(rotated, 'old'))
+  t.notOk(found.passwordHolds(rotated, 'p'))
+  t.notOk(found.passwordHolds(rotated, ''))
+  t.notOk(found.passwordHolds(undefined, 'new'))
+  t.notOk(found.passwordHolds(user('foreign', 'x', 'new'), 'new'), 'of another directory')
+  const former = directory({ basicauth_credentials: [rotated] })
+  t.equal(former.basicAuth('alice-old'), rotated)
+})
+
+t.test('hashed passwords', async t => {
+  const verifies = (stored: Secret | string, given: string) => {
+    const credential = user('u', 'ali', stored)
+    const found = directory({ transform: false, basicauth_credentials: [credential] })
+    return found.passwordHolds(credential, given)
+  }
+  const sha1 = hex('sha1', `p${alice.id}`)
+  const sha256 = hex('sha256', `p${alice.id}`)
+  t.ok(verifies(sha1, 'p'))
+  t.ok(verifies(sha1.toUpperCase(), 'p'))
+  t.ok(verifies(sha256, 'p'))
+  t.notOk(verifies(sha1, 'q'))
+  t.notOk(verifies(hex('sha1', `p${bob.id}`), 'p'), 'salted by another consumer')
+  t.ok(verifies(hex('sha1', alice.id), ''), 'the hash of the salt alone is an empty password')
+  t.notOk(verifies('p', 'p'), 'plain text is no digest')
+  t.notOk(verifies('', ''))
+  t.ok(verifies(new Secret(hex('sha1', `n${alice.id}`), sha1), 'p'), 'the former password')
+  t.ok(verifies(new Secret(hex('sha1', `n${alice.id}`), sha256), 'n'))
+  const nobody = directory({ transform: false })
+  t.notOk(nobody.passwordHolds(undefined, ''))
+})
+
+t.test('credentials by id and groups by consumer', async t => {
+  const k = key('k', 'v')
+  const u = user('u', 'n', 'p')
+  const acl = (group: string) => ({ id: group, consumer: { id: alice.id }, group })
+  const found = directory({
+    keyauth_credentials: [k],
+    basicauth_credentials: [u],
+    acls: [acl('a'), acl('b')]
+  })
+  t.equal(found.credential('k'), k)
+  t.equal(found.credential('u'), u)
+  t.equal(found.credential('x'), undefined)
+  t.same(found.groups(alice.id), ['a', 'b'])
+  t.same(found.groups(bob.id), [])
+})

@@ -1,0 +1,151 @@
+import { X509Certificate } from 'node:crypto'
+import { once } from 'node:events'
+import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import http2 from 'node:http2'
+import net from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import tls from 'node:tls'
+import t from 'tap'
+import { certificateFor } from './certificates.ts'
+import { startGateway, startUpstream, until } from './harness.ts'
+
+const TLS_LISTEN = { POSTERN_PROXY_LISTEN: '127.0.0.1:0, 127.0.0.1:0 ssl http2' }
+const portOf = (url: string | undefined): number => Number(new URL(url!).port)
+
+/** The names on the certificate a handshake with this SNI is answered with. */
+async function namesFor(port: number, servername: string | undefined): Promise<string> {
+  const socket = tls.connect({
+    port,
+    host: '127.0.0.1',
+    rejectUnauthorized: false,
+    ...(servername === undefined ? {} : { servername })
+  })
+  await once(socket, 'secureConnect')
+  const names = new X509Certificate(socket.getPeerCertificate().raw).subjectAltName ?? ''
+  socket.destroy()
+  return names
+}
+
+await t.test('certificates by name, from references, rotated for new handshakes only', async t => {
+  const root = await mkdtemp(join(tmpdir(), 'postern-tls-'))
+  t.teardown(() => rm(root, { recursive: true, force: true }))
+  const [first, second, wild, other] = await Promise.all([
+    certificateFor('shop.example.com'),
+    certificateFor('shop.example.com', 'renewed.example.com'),
+    certificateFor('*.example.org'),
+    certificateFor('other.example')
+  ])
+  const store = (pair: { cert: string; key: string }) =>
+    writeFile(join(root, 'shop.json'), JSON.stringify(pair))
+  await store(first)
+  await using upstream = await startUpstream()
+  await using gateway = await startGateway(
+    {
+      services: [{ name: 'up', url: upstream.url, routes: [{ name: 'all', paths: ['/'] }] }],
+      certificates: [
+        {
+          cert: '{vault://fs/shop.json/cert}',
+          key: '{vault://fs/shop.json/key}',
+          snis: [{ name: 'shop.example.com' }]
+        },
+        { ...wild, snis: [{ name: '*.example.org' }] },
+        { ...other, snis: [{ name: '*' }] }
+      ]
+    },
+    { env: { ...TLS_LISTEN, POSTERN_VAULT_FS_PREFIX: root } }
+  )
+  const port = portOf(gateway.tlsUrl)
+  t.equal(await namesFor(port, 'shop.example.com'), 'DNS:shop.example.com')
+  t.equal(await namesFor(port, 'a.example.org'), 'DNS:*.example.org')
+  t.equal(await namesFor(port, 'elsewhere.test'), 'DNS:other.example')
+  t.equal(await namesFor(port, undefined), 'DNS:other.example')
+
+  const open = tls.connect({
+    port,
+    host: '127.0.0.1',
+    servername: 'shop.example.com',
+    rejectUnauthorized: false
+  })
+  await once(open, 'secureConnect')
+  await store(second)
+  await until(
+    async () => (await namesFor(port, 'shop.example.com')).includes('renewed'),
+    'the renewed certificate'
+  )
+  open.write('GET /still HTTP/1.1\r\nHost: shop.example.com\r\nConnection: close\r\n\r\n')
+  let answer = ''
+  for await (const chunk of open) answer += chunk
+  t.match(answer, /^HTTP\/1\.1 200[\s\S]*\/still/, 'the connection opened before it serves on')
+
+  await writeFile(join(root, 'shop.json'), JSON.stringify({ cert: first.cert, key: other.key }))
+  t.equal(await gateway.gateway.refresh(), 0, 'a key of another certificate is refused')
+  t.match(await namesFor(port, 'shop.example.com'), /renewed/, 'the good pair stays')
+})
+
+await t.test('HTTP/2: requests, bodies, repeated headers, errors', async t => {
+  await using upstream = await startUpstream((received, response) => {
+    response.setHeader('Set-Cookie', ['a=1', 'b=2'])
+    response.end(JSON.stringify(received))
+  })
+  await using gateway = await startGateway(
+    { services: [{ name: 'up', url: upstream.url, routes: [{ name: 'all', paths: ['/in'] }] }] },
+    { env: TLS_LISTEN }
+  )
+  const session = http2.connect(gateway.tlsUrl!, { rejectUnauthorized: false })
+  t.teardown(() => session.destroy())
+  const call = async (headers: http2.OutgoingHttpHeaders, body?: string) => {
+    const stream = session.request(headers, { endStream: body === undefined })
+    if (body !== undefined) stream.end(body)
+    const [answer] = (await once(stream, 'response')) as [http2.IncomingHttpHeaders]
+    let text = ''
+    for await (const chunk of stream) text += chunk
+    return { answer, text }
+  }
+  const got = await call({ ':path': '/in/x?y=1', cookie: ['one=1', 'two=2'] })
+  t.equal(got.answer[':status'], 200)
+  t.same(got.answer['set-cookie'], ['a=1', 'b=2'])
+  const seen = JSON.parse(got.text)
+  t.equal(seen.url, '/x?y=1')
+  t.match(seen.headers, {
+    cookie: 'one=1; two=2',
+    'x-forwarded-proto': 'https',
+    via: /^2 postern\//
+  })
+  const posted = await call({ ':path': '/in', ':method': 'POST' }, 'body of the request')
+  t.equal(JSON.parse(posted.text).body, 'body of the request')
+  const missing = await call({ ':path': '/none' })
+  t.equal(missing.answer[':status'], 404)
+  t.match(missing.text, /no Route matched/)
+  const doubted = await call({ ':path': '/in', host: 'another.example' })
+  t.equal(doubted.answer[':status'], 400)
+})
+
+await t.test(
+  'without a configured certificate one is generated, and HTTP/1.1 works over TLS',
+  async t => {
+    await using upstream = await startUpstream()
+    await using gateway = await startGateway(
+      { services: [{ name: 'up', url: upstream.url, routes: [{ name: 'all', paths: ['/'] }] }] },
+      { env: { POSTERN_PROXY_LISTEN: '127.0.0.1:0 ssl' } }
+    )
+    const port = portOf(gateway.tlsUrl)
+    t.match(await namesFor(port, 'localhost'), /DNS:localhost/)
+    const socket = tls.connect({ port, host: '127.0.0.1', rejectUnauthorized: false })
+    socket.write('GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n')
+    let answer = ''
+    for await (const chunk of socket) answer += chunk
+    t.match(answer, /^HTTP\/1\.1 200/)
+  }
+)
+
+await t.test('a taken address is an error, not a silent share', async t => {
+  const holder = net.createServer().listen(0, '127.0.0.1')
+  await once(holder, 'listening')
+  t.teardown(() => holder.close())
+  const { port } = holder.address() as net.AddressInfo
+  await t.rejects(
+    startGateway({ services: [] }, { env: { POSTERN_PROXY_LISTEN: `127.0.0.1:${port}` } }),
+    { code: 'EADDRINUSE' }
+  )
+})
