@@ -58,6 +58,7 @@ export const VaultUnreachable = createError<[string, string]>(
   'POSTERN_VAULT_UNREACHABLE',
   'The vault could not be asked for %s: %s'
 )
+export const VaultThrottled = createThrottled()
 export const SecretMalformed = createError<[string, string]>(
   'POSTERN_VAULT_MALFORMED',
   'What the vault holds at %s cannot be used: %s'
@@ -75,6 +76,23 @@ export const LogDenied = createError<[string, number]>(
   '%s answered %s: the credentials were refused'
 )
 export const LogRefused = createError<[string, number]>('POSTERN_LOG_REFUSED', '%s answered %s')
+
+/** The vault asks to be asked less: every read of this vault waits, those of others do not. */
+function createThrottled() {
+  const Throttled = createError<[string, string]>(
+    'POSTERN_VAULT_THROTTLED',
+    'The vault is asked too often for %s: %s'
+  )
+  return class VaultThrottled extends Throttled {
+    /** Seconds to wait; undefined when the vault does not say. */
+    readonly retryAfter: number | undefined
+
+    constructor(resource: string, detail: string, retryAfter?: number) {
+      super(resource, detail)
+      this.retryAfter = retryAfter
+    }
+  }
+}
 
 /** Every code a problem of a configuration may have, with its meaning. */
 export const problemCodes = {

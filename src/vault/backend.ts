@@ -12,8 +12,9 @@ export interface Fetched {
 
 /**
  * One configured vault. `fetch` reads one resource: undefined means nothing is stored there, throwing
- * one of the errors VaultDenied, VaultUnreachable or SecretMalformed (src/errors.ts) means it failed;
- * any other error counts as unreachable. It must honour `signal`.
+ * one of the errors VaultDenied, VaultUnreachable, VaultThrottled or SecretMalformed (src/errors.ts)
+ * means it failed; any other error counts as unreachable. It must honour `signal`, make no retries of
+ * its own and put no value into an error.
  */
 export interface Backend {
   fetch(
@@ -22,11 +23,35 @@ export interface Backend {
     signal: AbortSignal
   ): Promise<Fetched | undefined>
   /**
+   * The version `fetch` would give now, where asking for it is cheaper than reading (metadata before
+   * payload); undefined means nothing is stored there. An unchanged version is not read again.
+   */
+  probe?(
+    resource: string,
+    version: string | undefined,
+    signal: AbortSignal
+  ): Promise<string | undefined>
+  /**
    * Calls `changed` when the resource changed at its source (file-backed vaults). Gives the function
    * that stops watching. A backend that cannot tell leaves this out and is polled by `ttl`.
    */
   watch?(resource: string, changed: () => void): () => void
+  /** What operators watch of this vault; undefined members do not apply. */
+  health?(): {
+    /** Unix milliseconds at which the credential in use ends. */
+    readonly tokenExpiresAt?: number
+  }
   close?(): void | Promise<void>
+}
+
+/** What the process lends to a vault it opens. */
+export interface BackendEnvironment {
+  /** The gateway's environment variables. */
+  readonly env: Readonly<Record<string, string | undefined>>
+  readonly log: {
+    info(fields: object, message: string): void
+    warn(fields: object, message: string): void
+  }
 }
 
 /** A type of vault: its settings and how to open one. One file each, listed in backends/index.ts. */
@@ -36,5 +61,9 @@ export interface BackendType<S extends TSchema = TSchema> {
   readonly schema: S
   /** Settings a reference may not override (`?host=` would send credentials elsewhere). */
   readonly protectedFields: readonly string[]
-  open(config: Readonly<Record<string, unknown>>): Backend | Promise<Backend>
+  /** Opens a vault without asking it anything; SDKs are imported here, so only when they are needed. */
+  open(
+    config: Readonly<Record<string, unknown>>,
+    environment: BackendEnvironment
+  ): Backend | Promise<Backend>
 }

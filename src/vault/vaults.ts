@@ -2,7 +2,7 @@ import { closest, distance } from 'fastest-levenshtein'
 import type { TSchema } from 'typebox'
 
 import type { VaultEntity } from '../schema/entities.ts'
-import type { BackendType } from './backend.ts'
+import type { BackendEnvironment, BackendType } from './backend.ts'
 import {
   type CacheOptions,
   extract,
@@ -44,6 +44,8 @@ export interface VaultsOptions {
   readonly backendTypes: readonly BackendType[]
   /** Settings of the default vault of each type, as text from the environment. */
   readonly defaults: Readonly<Record<string, Readonly<Record<string, string>>>>
+  /** What opened vaults are lent; an empty environment and no log when left out. */
+  readonly environment?: BackendEnvironment
   readonly now?: () => number
   readonly random?: () => number
   /** Seconds one read may take. Default 10. */
@@ -111,12 +113,14 @@ class SharedVaults {
   readonly types: readonly BackendType[]
   readonly cache: CacheOptions
   readonly #defaults: VaultsOptions['defaults']
+  readonly #environment: BackendEnvironment
   readonly #open = new Map<string, OpenEntry>()
   readonly #resources = new Map<string, { readonly resource: Promise<Resource>; holders: number }>()
 
   constructor(options: VaultsOptions) {
     this.types = options.backendTypes
     this.#defaults = options.defaults
+    this.#environment = options.environment ?? { env: {}, log: { info() {}, warn() {} } }
     this.cache = {
       now: options.now ?? Date.now,
       random: options.random ?? Math.random,
@@ -175,7 +179,7 @@ class SharedVaults {
   ): Promise<OpenVault> {
     let entry = this.#open.get(identity)
     if (entry === undefined) {
-      const vault = Promise.resolve(type.open(config)).then(
+      const vault = Promise.resolve(type.open(config, this.#environment)).then(
         backend => new OpenVault(backend, this.cache)
       )
       entry = { vault, holders: 0 }
