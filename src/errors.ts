@@ -45,10 +45,6 @@ export class ConfigError extends Error {
 
 // Every coded error of the gateway, one line each; docs/errors.md explains each of them.
 export const InvalidReference = createError<[string]>('POSTERN_REFERENCE_INVALID', '%s')
-export const UnknownVault = createError<[string, string]>(
-  'POSTERN_VAULT_UNKNOWN',
-  'There is no vault "%s"%s'
-)
 export const SecretAbsent = createError<[string]>('POSTERN_VAULT_ABSENT', 'Nothing is stored at %s')
 export const VaultDenied = createError<[string, string]>(
   'POSTERN_VAULT_DENIED',
@@ -62,10 +58,6 @@ export const VaultThrottled = createThrottled()
 export const SecretMalformed = createError<[string, string]>(
   'POSTERN_VAULT_MALFORMED',
   'What the vault holds at %s cannot be used: %s'
-)
-export const SettingInvalid = createError<[string, string, string]>(
-  'POSTERN_SETTING_INVALID',
-  '%s: %s. %s'
 )
 export const LogEndpointInvalid = createError<[string]>(
   'POSTERN_LOG_ENDPOINT',
@@ -111,5 +103,9 @@ export const problemCodes = {
   POSTERN_CONFIG_UNSUPPORTED:
     'The file format has this, and ignoring it would change what the file means.',
   POSTERN_CONFIG_NOT_SERVED: 'Warning: the file format has this, and this release ignores it.',
-  POSTERN_CONFIG_RESOLVED: 'A resolved value does not fit the field that refers to it.'
+  POSTERN_CONFIG_RESOLVED: 'A resolved value does not fit the field that refers to it.',
+  POSTERN_SETTING_INVALID: 'An environment variable has a value it cannot have.',
+  POSTERN_SETTING_UNKNOWN: 'An environment variable begins with POSTERN_ and is no setting.',
+  POSTERN_SETTING_UNSUPPORTED: 'Warning: variables of other gateways that have no meaning here.',
+  POSTERN_SETTING_UNUSED: 'Warning: a variable, or a part of its value, has no effect.'
 } as const
