@@ -154,6 +154,7 @@ const STATUSES: Readonly<Record<string, number>> = {
   POSTERN_WRITE_TIMEOUT: 504,
   ETIMEDOUT: 504,
   POSTERN_DNS_FAILED: 503,
+  POSTERN_UPSTREAM_BUSY: 503,
   POSTERN_BODY_TOO_LARGE: 413,
   POSTERN_BODY_ABORTED: 400
 }
@@ -164,7 +165,8 @@ export function upstreamFailure(error: Error & { readonly code?: string }): {
   readonly message: string
 } {
   const status = STATUSES[error.code ?? ''] ?? 502
-  return { status, message: status === 503 ? 'name resolution failed' : defaultMessage(status) }
+  const unresolved = error.code === 'POSTERN_DNS_FAILED'
+  return { status, message: unresolved ? 'name resolution failed' : defaultMessage(status) }
 }
 
 const GRPC_STATUSES: Readonly<Record<number, number>> = {

@@ -1,10 +1,11 @@
 import { hash } from 'node:crypto'
 import { isIP } from 'node:net'
-import { Pool } from 'undici'
+import { buildConnector, type Dispatcher } from 'undici'
 import type { Kept } from '../plugins/instance.ts'
 import type { CaCertificate, Certificate, Service, Target, Upstream } from '../schema/entities.ts'
 import { type Balancer, roundRobin } from './balancer.ts'
 import type { Address, Resolver } from './dns.ts'
+import { Http1Pool } from './http1/pool.ts'
 
 /** One address requests can be sent to. */
 export interface Peer {
@@ -12,7 +13,7 @@ export interface Peer {
   readonly port: number
   /** What `Host` says unless the route preserves the client's. */
   readonly authority: string
-  readonly pool: Pool
+  readonly pool: Dispatcher
 }
 
 /** Limits and verification of connections to upstreams. */
@@ -152,19 +153,20 @@ export class ServiceUpstream {
     this.#keys.add(key)
     const pool = pools.acquire(key, () => {
       const ipText = isIP(ip) === 6 ? `[${ip}]` : ip
-      return new Pool(`${scheme}://${ipText}:${port}`, {
+      return new Http1Pool(new URL(`${scheme}://${ipText}:${port}`), {
         connections: options.connections,
-        pipelining: 1,
-        keepAliveTimeout: options.idleTimeout,
-        keepAliveMaxTimeout: options.idleTimeout,
-        allowH2: false,
-        connect: {
+        maxWaiting: 4096,
+        idleTimeout: options.idleTimeout,
+        maxRequests: 10_000,
+        maxHeadSize: 65_536,
+        connect: buildConnector({
+          allowH2: false,
           timeout: service.connect_timeout,
           rejectUnauthorized: verify,
           ...(servername === '' ? {} : { servername }),
           ...(this.#tls.ca === undefined ? {} : { ca: [...this.#tls.ca] }),
           ...(this.#tls.cert === undefined ? {} : { cert: this.#tls.cert, key: this.#tls.key })
-        }
+        })
       })
     })
     return { ip, port, authority, pool }

@@ -1,0 +1,54 @@
+import type { Dispatcher } from 'undici'
+
+/** What carries a call: a connection, as far as the call acts on it. */
+export interface Carrier {
+  pause(): void
+  resume(): void
+  /** Ends the connection, and the call with this error. */
+  fail(error: Error): void
+}
+
+/**
+ * One request on its way over a pool: undici's controller for its handler. It lets go of the
+ * connection when the response is whole, so whatever comes late cannot touch the next request there.
+ */
+export class Call implements Dispatcher.DispatchController {
+  readonly options: Dispatcher.DispatchOptions
+  readonly handler: Dispatcher.DispatchHandler
+  /** Undefined while it waits for a connection and after its end. */
+  connection: Carrier | undefined = undefined
+  rawHeaders: string[] | null = null
+  rawTrailers: string[] | null = null
+  aborted = false
+  reason: Error | null = null
+  paused = false
+  /** `performance.now()` by which something must have come; Infinity while nothing is expected. */
+  deadline = Number.POSITIVE_INFINITY
+  /** Whether the head of the final response came. */
+  answered = false
+
+  constructor(options: Dispatcher.DispatchOptions, handler: Dispatcher.DispatchHandler) {
+    this.options = options
+    this.handler = handler
+  }
+
+  pause(): void {
+    if (this.paused || this.connection === undefined) return
+    this.paused = true
+    this.connection.pause()
+  }
+
+  resume(): void {
+    if (!this.paused) return
+    this.paused = false
+    this.connection?.resume()
+  }
+
+  /** Ends the request; its handler hears of it once, unless it has ended already. */
+  abort(reason: Error): void {
+    if (this.aborted) return
+    this.aborted = true
+    this.reason = reason
+    this.connection?.fail(reason)
+  }
+}

@@ -1,0 +1,322 @@
+import type { IncomingHttpHeaders } from 'node:http'
+import type { Socket } from 'node:net'
+import type { Readable } from 'node:stream'
+import { errors } from 'undici'
+import type { Call } from './call.ts'
+import { ResponseReader, type ResponseSink } from './response-reader.ts'
+
+/** What a connection tells its pool. */
+export interface ConnectionOwner {
+  /** The connection can carry another request. */
+  onFree(connection: Connection): void
+  /** The connection is gone, whether it was in use or not. */
+  onGone(connection: Connection): void
+  /** `call` must hear something by its deadline from now on. */
+  watch(call: Call): void
+}
+
+/** What a field value or a request target must not hold: what could end the line or the request. */
+const UNSAFE_VALUE = /[^\t\x20-\x7e\x80-\xff]/
+const TOKEN = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/
+/** RFC 9112 §3.2: no space, no control character. Bytes above 126 are written as they came. */
+const TARGET = /^[!-~\x80-\xff]+$/
+
+/** One HTTP/1.1 connection to an upstream: one request at a time, never pipelined. */
+export class Connection implements ResponseSink {
+  readonly socket: Socket
+  readonly #owner: ConnectionOwner
+  readonly #reader: ResponseReader
+  #call: Call | undefined = undefined
+  #body: BodyWriter | undefined = undefined
+  /** Requests sent over it. */
+  requests = 0
+  /** `performance.now()` since when it is free. */
+  idleSince = 0
+  /** Milliseconds the upstream keeps it while idle, as far as it said so (`Keep-Alive: timeout=`). */
+  idleHint = Number.POSITIVE_INFINITY
+
+  /** `maxHeadSize` in bytes. */
+  constructor(socket: Socket, owner: ConnectionOwner, maxHeadSize: number) {
+    this.socket = socket
+    this.#owner = owner
+    this.#reader = new ResponseReader(this, maxHeadSize)
+    socket.on('data', (chunk: Buffer) => this.#onData(chunk))
+    socket.on('end', () => this.#onEnd())
+    socket.on('error', error => this.fail(error))
+    socket.on('close', () => this.#onClose())
+    socket.on('drain', () => this.#body?.resume())
+  }
+
+  get call(): Call | undefined {
+    return this.#call
+  }
+
+  /** Whether nothing more can be sent. */
+  get dead(): boolean {
+    return this.socket.destroyed || !this.socket.writable
+  }
+
+  get paused(): boolean {
+    return this.#call?.paused ?? false
+  }
+
+  /**
+   * Sends a request. Throws InvalidArgumentError, having sent nothing, when a part of it could be
+   * read as more than that part.
+   */
+  send(call: Call): void {
+    const { options } = call
+    const fields = options.headers as readonly string[]
+    const { body } = options
+    let head = `${options.method} ${options.path} HTTP/1.1\r\n`
+    if (!TARGET.test(options.path)) throw new errors.InvalidArgumentError('invalid request path')
+    if (!TOKEN.test(options.method)) throw new errors.InvalidArgumentError('invalid request method')
+    let length = -1
+    for (let i = 0; i < fields.length; i += 2) {
+      const name = fields[i]!
+      const value = fields[i + 1]!
+      if (!TOKEN.test(name) || UNSAFE_VALUE.test(value)) {
+        throw new errors.InvalidArgumentError(`invalid ${name} header`)
+      }
+      if (name.length === 14 && name.toLowerCase() === 'content-length') {
+        if (length !== -1 || !/^\d{1,15}$/.test(value)) {
+          throw new errors.InvalidArgumentError('invalid content-length header')
+        }
+        length = Number(value)
+      }
+      head += `${name}: ${value}\r\n`
+    }
+    const buffer = Buffer.isBuffer(body) ? body : undefined
+    const stream = body == null || buffer !== undefined ? undefined : (body as Readable)
+    if (buffer !== undefined && length !== buffer.length) {
+      if (length !== -1) throw new errors.RequestContentLengthMismatchError()
+      head += `Content-Length: ${buffer.length}\r\n`
+    }
+    if (stream === undefined && buffer === undefined && length > 0) {
+      throw new errors.RequestContentLengthMismatchError()
+    }
+    if (stream !== undefined && length === -1) head += 'Transfer-Encoding: chunked\r\n'
+    this.#call = call
+    call.connection = this
+    this.requests++
+    this.#reader.begin(options.method)
+    call.handler.onRequestStart?.(call, null)
+    if (call.aborted) return
+    if (stream === undefined) {
+      this.#await(call, options.headersTimeout)
+      if (buffer === undefined) this.socket.write(`${head}\r\n`, 'latin1')
+      else {
+        this.socket.cork()
+        this.socket.write(`${head}\r\n`, 'latin1')
+        this.socket.write(buffer)
+        this.socket.uncork()
+      }
+    } else {
+      this.socket.write(`${head}\r\n`, 'latin1')
+      this.#body = new BodyWriter(stream, this, length)
+    }
+  }
+
+  #await(call: Call, timeout: number | null | undefined): void {
+    if (timeout == null || timeout === 0) {
+      call.deadline = Number.POSITIVE_INFINITY
+      return
+    }
+    call.deadline = performance.now() + timeout
+    this.#owner.watch(call)
+  }
+
+  /** The request body is out whole: the upstream's answer is due. */
+  bodySent(): void {
+    this.#body = undefined
+    const call = this.#call
+    if (call !== undefined && !call.answered) this.#await(call, call.options.headersTimeout)
+  }
+
+  pause(): void {
+    this.#call!.deadline = Number.POSITIVE_INFINITY
+    this.socket.pause()
+  }
+
+  resume(): void {
+    const call = this.#call
+    if (call === undefined) return
+    this.#await(call, call.answered ? call.options.bodyTimeout : call.options.headersTimeout)
+    try {
+      this.#reader.resume()
+    } catch (error) {
+      this.fail(error as Error)
+    }
+    if (!this.paused) this.socket.resume()
+  }
+
+  #onData(chunk: Buffer): void {
+    const call = this.#call
+    if (call === undefined) {
+      // RFC 9112 §9.2: bytes nobody asked for are no response to anything.
+      this.socket.destroy()
+      return
+    }
+    if (call.answered) this.#await(call, call.options.bodyTimeout)
+    try {
+      this.#reader.feed(chunk)
+    } catch (error) {
+      this.fail(error as Error)
+    }
+  }
+
+  onHead(status: number, reason: string, rawHeaders: string[], contentLength: number): void {
+    const call = this.#call!
+    call.rawHeaders = rawHeaders
+    const headers: IncomingHttpHeaders = {}
+    if (status >= 200) {
+      call.answered = true
+      if (contentLength !== -1) headers['content-length'] = String(contentLength)
+      this.#await(call, call.options.bodyTimeout)
+    }
+    for (let i = 0; i < rawHeaders.length; i += 2) {
+      const name = rawHeaders[i]!
+      if (name.length === 10 && name.toLowerCase() === 'keep-alive')
+        this.#noteHint(rawHeaders[i + 1]!)
+      else if (name.length === 4 && name.toLowerCase() === 'link')
+        addLink(headers, rawHeaders[i + 1]!)
+    }
+    call.handler.onResponseStart?.(call, status, headers, reason)
+  }
+
+  #noteHint(value: string): void {
+    const seconds = /(?:^|[\s,;])timeout=(\d{1,6})/i.exec(value)
+    // A second less, so that the upstream never closes it just as a request leaves.
+    if (seconds !== null) this.idleHint = Math.max(0, (Number(seconds[1]) - 1) * 1000)
+  }
+
+  onBody(chunk: Buffer): void {
+    const call = this.#call!
+    call.handler.onResponseData?.(call, chunk)
+  }
+
+  onEnd(rawTrailers: string[], reusable: boolean): void {
+    const call = this.#call!
+    this.#call = undefined
+    call.connection = undefined
+    call.rawTrailers = rawTrailers
+    const body = this.#body
+    this.#body = undefined
+    if (reusable && body === undefined) this.#owner.onFree(this)
+    else {
+      // An answer before the end of the request: the rest of the body has no reader.
+      body?.stop()
+      this.socket.destroy()
+    }
+    call.handler.onResponseEnd?.(call, {})
+  }
+
+  /** Ends the connection, and with an error the request on it. */
+  fail(error: Error): void {
+    const call = this.#call
+    this.#call = undefined
+    this.#body?.stop()
+    this.#body = undefined
+    this.socket.destroy()
+    if (call === undefined) return
+    call.connection = undefined
+    call.deadline = Number.POSITIVE_INFINITY
+    call.handler.onResponseError?.(call, error)
+  }
+
+  #onEnd(): void {
+    if (this.#call === undefined) {
+      this.socket.destroy()
+      return
+    }
+    try {
+      this.#reader.finish()
+    } catch (error) {
+      this.fail(error as Error)
+    }
+  }
+
+  #onClose(): void {
+    if (this.#call !== undefined) this.fail(new errors.SocketError('other side closed'))
+    this.#owner.onGone(this)
+  }
+}
+
+function addLink(headers: IncomingHttpHeaders, value: string): void {
+  headers.link = headers.link === undefined ? value : `${headers.link}, ${value}`
+}
+
+/** Writes a streamed request body with the connection's back-pressure (RFC 9112 §7.1 when chunked). */
+class BodyWriter {
+  readonly #stream: Readable
+  readonly #connection: Connection
+  /** Bytes still announced; -1 when the body is chunked. */
+  #remaining: number
+  #done = false
+
+  constructor(stream: Readable, connection: Connection, length: number) {
+    this.#stream = stream
+    this.#connection = connection
+    this.#remaining = length
+    stream.on('data', this.#onData)
+    stream.once('end', this.#onEnd)
+    stream.once('error', this.#onError)
+    stream.once('close', this.#onClose)
+  }
+
+  resume(): void {
+    this.#stream.resume()
+  }
+
+  stop(): void {
+    if (this.#done) return
+    this.#done = true
+    this.#stream.off('data', this.#onData)
+    this.#stream.destroy()
+  }
+
+  readonly #onData = (chunk: Buffer): void => {
+    const { socket } = this.#connection
+    let flowing: boolean
+    if (this.#remaining === -1) {
+      if (chunk.length === 0) return
+      socket.cork()
+      socket.write(`${chunk.length.toString(16)}\r\n`, 'latin1')
+      socket.write(chunk)
+      flowing = socket.write('\r\n', 'latin1')
+      socket.uncork()
+    } else {
+      if (chunk.length > this.#remaining) {
+        this.#connection.fail(new errors.RequestContentLengthMismatchError())
+        return
+      }
+      this.#remaining -= chunk.length
+      flowing = socket.write(chunk)
+    }
+    if (!flowing) this.#stream.pause()
+  }
+
+  readonly #onEnd = (): void => {
+    if (this.#done) return
+    this.#done = true
+    if (this.#remaining > 0) {
+      this.#connection.fail(new errors.RequestContentLengthMismatchError())
+      return
+    }
+    if (this.#remaining === -1) {
+      const { trailers } = this.#stream as Readable & { readonly trailers?: string }
+      this.#connection.socket.write(`0\r\n${trailers ?? ''}\r\n`, 'latin1')
+    }
+    this.#connection.bodySent()
+  }
+
+  readonly #onError = (error: Error): void => {
+    if (this.#done) return
+    this.#done = true
+    this.#connection.fail(error)
+  }
+
+  readonly #onClose = (): void => {
+    if (!this.#done) this.#onError(new errors.RequestAbortedError())
+  }
+}
