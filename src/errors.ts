@@ -107,5 +107,7 @@ export const problemCodes = {
   POSTERN_SETTING_INVALID: 'An environment variable has a value it cannot have.',
   POSTERN_SETTING_UNKNOWN: 'An environment variable begins with POSTERN_ and is no setting.',
   POSTERN_SETTING_UNSUPPORTED: 'Warning: variables of other gateways that have no meaning here.',
+  POSTERN_SETTING_UNSET:
+    'Warning of an offline check: a vault that is referred to lacks a setting in this environment.',
   POSTERN_SETTING_UNUSED: 'Warning: a variable, or a part of its value, has no effect.'
 } as const

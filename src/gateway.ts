@@ -7,7 +7,7 @@ import { createLogger } from './log.ts'
 import { plugins } from './plugins/index.ts'
 import type { Logger } from './plugins/plugin.ts'
 import { selfSigned } from './proxy/tls.ts'
-import { collectSettings, parseSettings, type Settings } from './settings.ts'
+import { type Collected, collectSettings, parseSettings, type Settings } from './settings.ts'
 import type { Generation, SecretState } from './snapshot.ts'
 import { openStatus, type StatusServer } from './status.ts'
 import { memoryStore, type OwnedStore, redisStore } from './store.ts'
@@ -51,30 +51,27 @@ export interface Prepared {
   readonly vaults: Vaults
 }
 
+/** The vaults of a process with this environment; nothing is asked yet. */
+export function openVaults(env: Environment, { vaultDefaults }: Collected): Vaults {
+  return createVaults({ backendTypes: builtInBackends(env), defaults: vaultDefaults })
+}
+
 /**
  * Reads the environment and resolves the references in it through the default vaults. Throws
  * ConfigError with every problem.
  */
 export async function prepareSettings(env: Environment): Promise<Prepared> {
   const collected = collectSettings(env)
-  const vaults = createVaults({
-    backendTypes: builtInBackends(env),
-    defaults: collected.vaultDefaults
-  })
+  const vaults = openVaults(env, collected)
   const resolved = new Map<string, string>()
   if (collected.references.length > 0) {
     const set = await vaults.prepare([])
     const references = uniqueReferences(collected.references.flatMap(use => use.references))
     const outcomes = await set.load(references)
-    const problems: Problem[] = []
-    for (const use of collected.references) {
-      for (const text of use.references) {
-        const outcome = outcomes.get(text)
-        if (outcome?.state === 'ok') resolved.set(text, outcome.value)
-        else problems.push(unresolved(text, outcome, use.place))
-      }
-    }
+    const problems = unresolvedUses(collected.references, outcomes)
     if (problems.length > 0) throw new ConfigError(problems)
+    for (const [text, outcome] of outcomes)
+      if (outcome.state === 'ok') resolved.set(text, outcome.value)
   }
   const { settings, warnings } = parseSettings(collected, text => resolved.get(text))
   return { settings, warnings, vaults }
@@ -86,19 +83,32 @@ export interface Loaded {
   readonly set: VaultSet
 }
 
-/** Reads and validates the configuration offline. Throws ConfigError with every problem. */
-export async function readConfig(settings: Settings, vaults: Vaults): Promise<Loaded> {
-  const { text, file } = await readSource(settings)
+/** Where a configuration is read from. */
+export type ConfigSource = Pick<Settings, 'config' | 'configString'>
+
+/**
+ * Reads and validates the configuration offline. Throws ConfigError with every problem. `tolerant`
+ * lets pass that the environment lacks settings of default vaults, which another one may have.
+ */
+export async function readConfig(
+  source: ConfigSource,
+  vaults: Vaults,
+  tolerant = false
+): Promise<Loaded> {
+  const { text, file } = await readSource(source)
   const config = loadConfig(text, {
     file,
     plugins,
     vaultTypes: backendTypes,
-    vaultCheck: (reference, entities) => vaults.check(reference, entities)
+    vaultCheck(reference, entities) {
+      const complaint = vaults.check(reference, entities)
+      return tolerant && complaint?.environment ? undefined : complaint
+    }
   })
   return { config, set: await vaults.prepare(config.vaults) }
 }
 
-async function readSource(settings: Settings): Promise<{ text: string; file: string }> {
+async function readSource(settings: ConfigSource): Promise<{ text: string; file: string }> {
   if (settings.configString !== undefined) {
     return { text: settings.configString, file: 'POSTERN_CONFIG_STRING' }
   }
@@ -119,27 +129,39 @@ async function readSource(settings: Settings): Promise<{ text: string; file: str
   }
 }
 
-/** Resolves every reference of a configuration, each resource once. */
-export async function resolveAll(loaded: Loaded): Promise<ReadonlyMap<string, Outcome>> {
-  return loaded.set.load(uniqueReferences(loaded.config.uses.flatMap(use => use.references)))
+/** One text with references in it, and where it stands. */
+export interface Use {
+  readonly references: readonly string[]
+  readonly place: Problem['place']
+}
+
+/** Resolves every reference of a configuration and of `more`, each resource once. */
+export async function resolveAll(
+  { config, set }: Loaded,
+  more: readonly Use[] = []
+): Promise<ReadonlyMap<string, Outcome>> {
+  return set.load(uniqueReferences([...config.uses, ...more].flatMap(use => use.references)))
 }
 
 /** What stands against serving a configuration with these outcomes: missing and unfit values. */
 export function problemsOf(config: Config, outcomes: ReadonlyMap<string, Outcome>): Problem[] {
-  const problems: Problem[] = []
-  for (const use of config.uses) {
-    for (const text of use.references) {
-      const outcome = outcomes.get(text)
-      if (outcome?.state !== 'ok') problems.push(unresolved(text, outcome, use.place))
-    }
-  }
-  problems.push(
-    ...validateUses(config, plugins, config.uses, text => {
-      const outcome = outcomes.get(text)
-      return outcome?.state === 'ok' ? outcome : undefined
-    })
+  const unfit = validateUses(config, plugins, config.uses, text => {
+    const outcome = outcomes.get(text)
+    return outcome?.state === 'ok' ? outcome : undefined
+  })
+  return [...unresolvedUses(config.uses, outcomes), ...unfit]
+}
+
+/** One problem for each place whose reference has no value. */
+export function unresolvedUses(
+  uses: readonly Use[],
+  outcomes: ReadonlyMap<string, Outcome>
+): Problem[] {
+  return uses.flatMap(({ references, place }) =>
+    references
+      .filter(text => outcomes.get(text)?.state !== 'ok')
+      .map(text => unresolved(text, outcomes.get(text), place))
   )
-  return problems
 }
 
 const FAILURE_CODES = {

@@ -5,6 +5,8 @@ export interface ReportOptions {
   readonly color: boolean
   /** The text the problems' places are in, or a function that gives it by file; its lines are shown. */
   readonly source?: string | ((file: string) => string | undefined)
+  /** What is counted at the end. Default `problem`. */
+  readonly noun?: string
 }
 
 type Style = Parameters<typeof styleText>[0]
@@ -31,7 +33,7 @@ export function renderProblems(problems: readonly Problem[], options: ReportOpti
     shown.push(`  ${visible(fix)} ${paint('dim', `[${code}]`)}`)
     return shown.join('\n')
   })
-  const count = `${problems.length} problem${problems.length === 1 ? '' : 's'}`
+  const count = `${problems.length} ${options.noun ?? 'problem'}${problems.length === 1 ? '' : 's'}`
   return `${[...blocks, count].join('\n\n')}\n`
 }
 

@@ -36,6 +36,15 @@ export interface Listener {
 /** Any text. */
 export const text: Parse<string> = value => value
 
+/** Text that is a key: at least so many characters. */
+export function secretText(least: number): Parse<string> {
+  return value => {
+    if (value.length < least)
+      throw new Misfit('is too short', `Give at least ${least} random characters.`)
+    return value
+  }
+}
+
 /** `on` or `off`, as Kong writes booleans; `true` and `false` mean the same. */
 export const toggle: Parse<boolean> = value => {
   const known: Readonly<Record<string, boolean>> = {

@@ -21,6 +21,7 @@ import {
   privateKey,
   redisUrl,
   seconds,
+  secretText,
   statusListener,
   text,
   toggle,
@@ -179,6 +180,11 @@ export const settingsTable = {
     default: '3600',
     parse: seconds(0),
     doc: 'Seconds a rotated secret still verifies what was made with it.'
+  }),
+  fingerprintKey: setting('POSTERN_FINGERPRINT_KEY', {
+    secret: true,
+    parse: secretText(16),
+    doc: 'Key of the fingerprints that tell secrets apart, at least 16 characters. Random for each output when unset.'
   }),
   sessionRedisUrl: setting('POSTERN_SESSION_REDIS_URL', {
     secret: true,
@@ -402,6 +408,32 @@ export function parseSettings(
   const { headers, headersUpstream, headersNamespace, ...rest } = values
   const ownHeaders = { ...headers, namespace: headersNamespace, upstreamRequestId: headersUpstream }
   return { settings: deepFreeze({ ...rest, ownHeaders }), warnings }
+}
+
+/**
+ * Where the configuration comes from, as far as the environment tells it without asking a vault.
+ * Throws ConfigError when it stands in a vault itself.
+ */
+export function configSource(collected: Collected): Pick<Settings, 'config' | 'configString'> {
+  const inVault = collected.references.filter(
+    ({ name }) => name === 'config' || name === 'configString'
+  )
+  if (inVault.length > 0) {
+    throw new ConfigError(
+      inVault.map(({ place }) =>
+        problem(
+          'INVALID',
+          place.path,
+          'holds a reference, which is not resolved offline',
+          'Name the file as an argument, or resolve it with --resolve.'
+        )
+      )
+    )
+  }
+  return {
+    config: collected.authored.get('config')?.text ?? settingsTable.config.default!,
+    configString: collected.authored.get('configString')?.text
+  }
 }
 
 const ONE_REFERENCE = /^\s*\{vault:\/\/[^}]*\}\s*$/

@@ -9,9 +9,9 @@ const RANKS: readonly RegExp[] = [
   /^vault\//,
   /^plugins\//,
   /^proxy\//,
-  /^(settings|setting-values|config|config-values|snapshot|log|metrics|watch|report|calls|store)$/,
+  /^(settings|setting-values|config|config-values|snapshot|log|redaction|metrics|watch|report|diff|fingerprint|calls|store)$/,
   /^(server|status|worker|threads)$/,
-  /^(gateway|index|cli)$/
+  /^(gateway|index|cli|commands\/.*)$/
 ]
 const IMPORT = /(?:\bfrom|\bimport|\bimport\()\s*'(\.[^']+)\.ts'/g
 const src = join(import.meta.dirname, '../src')

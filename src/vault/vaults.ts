@@ -38,6 +38,8 @@ export interface ReferenceStatus {
 export interface Complaint {
   readonly message: string
   readonly fix: string
+  /** It lacks in the environment: the file that holds the reference is all right. */
+  readonly environment?: true
 }
 
 export interface VaultsOptions {
@@ -466,10 +468,10 @@ function checkReference(
   )
   if (missing.length > 0) {
     const variable = `POSTERN_VAULT_${type.name.replaceAll('-', '_').toUpperCase()}_${missing[0]!.toUpperCase()}`
-    return {
-      message: `the vault "${definition.name}" lacks its setting ${missing.join(', ')}`,
-      fix: definition.name === type.name ? `Set ${variable}.` : `Write it under the vault's config.`
-    }
+    const message = `the vault "${definition.name}" lacks its setting ${missing.join(', ')}`
+    return definition.name === type.name
+      ? { message, fix: `Set ${variable}.`, environment: true }
+      : { message, fix: `Write it under the vault's config.` }
   }
   return undefined
 }

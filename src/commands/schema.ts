@@ -1,0 +1,31 @@
+import { plugins } from '../plugins/index.ts'
+import { describeSchema } from '../schema/describe.ts'
+import { vaultConfigSchema } from '../schema/vault-config.ts'
+import { backendTypes } from '../vault/backends/index.ts'
+import { atMost, out, outJson, tell, UsageError } from './command.ts'
+
+/** `postern schema [plugin|vault NAME]`: names, or one JSON Schema. */
+export function schema(words: readonly string[]): number {
+  const [first, second] = words
+  if (first === undefined) {
+    const names = (list: readonly { readonly name: string }[]): string =>
+      list.map(({ name }) => name).join(', ')
+    out(`plugins: ${names(plugins)}\nvaults: ${names(backendTypes)}`)
+    return 0
+  }
+  const chosen = first === 'plugin' || first === 'vault'
+  atMost(words, chosen ? 2 : 1)
+  const kind = chosen ? first : 'plugin'
+  const name = chosen ? second : first
+  if (name === undefined) throw new UsageError(`schema ${kind} needs a name.`)
+  const found =
+    kind === 'vault'
+      ? backendTypes.find(type => type.name === name)
+      : plugins.find(plugin => plugin.name === name)
+  if (found === undefined) {
+    tell(`There is no ${kind} "${name}". "postern schema" lists the names.`)
+    return 1
+  }
+  outJson(describeSchema(kind === 'vault' ? vaultConfigSchema(found.schema) : found.schema))
+  return 0
+}

@@ -1,0 +1,21 @@
+import { startGateway } from '../gateway.ts'
+import type { Environment } from '../settings.ts'
+import { atMost, withFile } from './command.ts'
+
+/** `postern start [FILE]`: serves until it is told to stop; gives 0 once it has drained. */
+export async function start(env: Environment, words: readonly string[]): Promise<number> {
+  atMost(words, 1)
+  const gateway = await startGateway(withFile(env, words[0]))
+  const ended = Promise.withResolvers<number>()
+  const stop = (): void => {
+    gateway.close().then(
+      () => ended.resolve(0),
+      error => ended.reject(error)
+    )
+  }
+  process.once('SIGTERM', stop)
+  process.once('SIGINT', stop)
+  // What is wrong with the file is logged by the gateway, and its old configuration stays.
+  process.on('SIGHUP', () => void gateway.reload().catch(() => {}))
+  return ended.promise
+}

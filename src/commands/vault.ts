@@ -1,0 +1,102 @@
+import { fingerprinter } from '../fingerprint.ts'
+import { openVaults, prepareSettings, readConfig } from '../gateway.ts'
+import { renderTable } from '../report.ts'
+import { collectSettings, configSource, type Environment } from '../settings.ts'
+import { backendTypes } from '../vault/backends/index.ts'
+import { parseReference } from '../vault/reference.ts'
+import { ask } from './ask.ts'
+import { resolve } from './check.ts'
+import { atMost, colorOf, type Options, out, outJson, tell, UsageError } from './command.ts'
+import { referenceRows, renderReferences } from './references.ts'
+
+/** `postern vault get|list|refresh`. */
+export async function vault(
+  env: Environment,
+  [action, ...words]: readonly string[],
+  options: Options
+): Promise<number> {
+  switch (action) {
+    case 'get':
+      atMost(words, 1)
+      if (words[0] === undefined)
+        throw new UsageError('vault get needs a reference, such as {vault://env/name}.')
+      return get(env, words[0], options)
+    case 'list':
+      atMost(words, 0)
+      return list(env, options)
+    case 'refresh':
+      atMost(words, 1)
+      return ask(
+        env,
+        'POST',
+        `/vaults/refresh${words[0] === undefined ? '' : `?prefix=${encodeURIComponent(words[0])}`}`
+      )
+    default:
+      throw new UsageError('vault needs one of get, list, refresh.')
+  }
+}
+
+async function get(env: Environment, word: string, options: Options): Promise<number> {
+  const reference = parseReference(
+    word.startsWith('{') ? word : `{vault://${word.replace(/^vault:\/\//, '')}}`
+  )
+  const { settings, vaults } = await prepareSettings(env)
+  // A default vault needs no file; a prefix of the file's own vaults does.
+  const set = backendTypes.some(type => type.name === reference.vault)
+    ? await vaults.prepare([])
+    : (await readConfig(settings, vaults)).set
+  try {
+    const complaint = set.check(reference)
+    if (complaint !== undefined) {
+      tell(`${reference.text}: ${complaint.message}. ${complaint.fix}`)
+      return 1
+    }
+    const outcome = (await set.load([reference])).get(reference.text)!
+    if (outcome.state !== 'ok') {
+      if (options.json) outJson({ reference: reference.text, vault: reference.vault, ...outcome })
+      else tell(`${reference.text}: ${outcome.state}: ${outcome.message}`)
+      return 1
+    }
+    const { value, version } = outcome
+    if (options.reveal) {
+      out(value)
+      return 0
+    }
+    // Under a random key the fingerprint of a single value compares with nothing.
+    const { fingerprintKey } = settings
+    const fingerprint = fingerprintKey === undefined ? '' : fingerprinter(fingerprintKey)(value)
+    const row = {
+      vault: reference.vault,
+      version: version ?? '',
+      length: value.length,
+      fingerprint
+    }
+    if (options.json) outJson({ reference: reference.text, state: outcome.state, ...row })
+    else
+      out(
+        renderTable(Object.keys(row), [Object.values(row).map(String)], {
+          color: colorOf(process.stdout)
+        })
+      )
+    return 0
+  } finally {
+    await set.close()
+    await vaults.close()
+  }
+}
+
+async function list(env: Environment, options: Options): Promise<number> {
+  const collected = collectSettings(env)
+  const vaults = openVaults(env, collected)
+  const loaded = await readConfig(configSource(collected), vaults)
+  try {
+    const resolution = await resolve(collected, loaded)
+    const rows = referenceRows(loaded, [...collected.references, ...loaded.config.uses], resolution)
+    if (options.json) outJson(rows)
+    else out(renderReferences(rows))
+    return rows.every(({ state }) => state === 'ok') ? 0 : 1
+  } finally {
+    await loaded.set.close()
+    await vaults.close()
+  }
+}
