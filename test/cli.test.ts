@@ -433,7 +433,7 @@ t.test('a start without its secrets lists each of them, and is exit code 1', asy
   t.equal(code, 1)
   t.match(
     stderr,
-    /:10:22 plugins\[0\]\.config\.http_endpoint: \{vault:\/\/env\/endpoint\} has no value/
+    /:11:22 plugins\[0\]\.config\.http_endpoint: \{vault:\/\/env\/endpoint\} has no value/
   )
   t.match(stderr, /3 problems\n$/)
 })
