@@ -59,6 +59,10 @@ export const SecretMalformed = createError<[string, string]>(
   'POSTERN_VAULT_MALFORMED',
   'What the vault holds at %s cannot be used: %s'
 )
+export const VaultMisconfigured = createError<[string, string]>(
+  'POSTERN_VAULT_SETTINGS',
+  'The settings of a vault cannot be used: %s. %s'
+)
 export const LogEndpointInvalid = createError<[string]>(
   'POSTERN_LOG_ENDPOINT',
   'The log endpoint cannot be used: %s'

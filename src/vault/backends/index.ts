@@ -1,12 +1,13 @@
 import type { BackendType } from '../backend.ts'
 import { envBackend } from './env.ts'
 import { fsBackend } from './fs.ts'
+import { hcvBackend } from './hcv.ts'
 
 /** Every type of vault this release includes; `environment` is what the env vault reads. */
 export function builtInBackends(
   environment: Readonly<Record<string, string | undefined>>
 ): readonly BackendType[] {
-  return [envBackend(environment), fsBackend]
+  return [envBackend(environment), fsBackend, hcvBackend]
 }
 
 /** The same, over the environment of this process. */

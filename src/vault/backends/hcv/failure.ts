@@ -1,0 +1,85 @@
+import { SecretMalformed, VaultDenied, VaultThrottled, VaultUnreachable } from '../../../errors.ts'
+
+/** An answer of the vault that is none of 2xx. Its message is safe; `errors` may echo anything. */
+export class VaultAnswerError extends Error {
+  readonly status: number
+  readonly errors: string
+  /** Seconds, where the vault says. */
+  readonly retryAfter: number | undefined
+
+  constructor(status: number, errors: string, retryAfter?: number) {
+    super(meaningOf(status, errors))
+    this.name = 'VaultAnswerError'
+    this.status = status
+    this.errors = errors
+    this.retryAfter = retryAfter
+  }
+}
+
+/**
+ * What the vault's own texts mean. They are never passed on: those of database engines hold connection
+ * strings, those of logins may hold what was sent.
+ */
+const MEANINGS: readonly (readonly [RegExp, string])[] = [
+  [/is sealed/i, 'it is sealed'],
+  [/HTTP request to an HTTPS server/i, 'it speaks TLS; set protocol to https'],
+  [/Invalid path for a versioned K\/V/i, 'the mount is a key-value engine v2; set kv to v2'],
+  [/no handler for route|unsupported path/i, 'nothing is mounted at this path'],
+  [/wrapping token is not valid/i, 'the wrapping token is used up or expired'],
+  [
+    /invalid role or secret ID|invalid role ID|invalid secret id/i,
+    'the role id or secret id is wrong, used up or expired'
+  ],
+  [
+    /unknown role|role .*(not|n't) (be )?f(ou|i)nd|invalid role name|could not load role/i,
+    'there is no such role'
+  ],
+  [/invalid username or password/i, 'the user name or password is wrong'],
+  [/invalid token|bad token|missing client token/i, 'the token is not valid'],
+  [
+    /error validating|error verifying|invalid (audience|issuer|subject)|claim/i,
+    'the JWT was not accepted for this role'
+  ],
+  [/certificate/i, 'the client certificate was not accepted'],
+  [/lease not found|lease is not renewable|invalid lease/i, 'the lease has ended'],
+  [/standby/i, 'it is a standby that forwards nothing'],
+  [/rate limit|quota/i, 'a quota is used up'],
+  [/permission denied/i, 'permission denied'],
+  [/namespace not found|no namespace/i, 'there is no such namespace']
+]
+
+function meaningOf(status: number, errors: string): string {
+  const known = MEANINGS.find(([pattern]) => pattern.test(errors))
+  return known === undefined ? `it answered ${status}` : `${known[1]} (${status})`
+}
+
+const NETWORK: Readonly<Record<string, string>> = {
+  DEPTH_ZERO_SELF_SIGNED_CERT: 'its certificate is not trusted; set ssl_ca',
+  SELF_SIGNED_CERT_IN_CHAIN: 'its certificate is not trusted; set ssl_ca',
+  UNABLE_TO_VERIFY_LEAF_SIGNATURE: 'its certificate is not trusted; set ssl_ca',
+  UNABLE_TO_GET_ISSUER_CERT_LOCALLY: 'its certificate is not trusted; set ssl_ca',
+  CERT_HAS_EXPIRED: 'its certificate has expired',
+  ERR_TLS_CERT_ALTNAME_INVALID: 'its certificate is for another name; set ssl_server_name',
+  EPROTO: 'it does not speak TLS, or not with this client; check protocol and port',
+  ABORT_ERR: 'no answer in time'
+}
+
+/** Any failure of a call as one of the coded errors the cache knows; those pass through. */
+export function classify(error: unknown, subject: string): Error {
+  if (error instanceof VaultAnswerError) return classifyAnswer(error, subject)
+  const { code, message, name } = error as NodeJS.ErrnoException
+  if (code?.startsWith('POSTERN_')) return error as Error
+  if (name === 'TimeoutError') return new VaultUnreachable(subject, NETWORK.ABORT_ERR!)
+  const told = NETWORK[code ?? '']
+  return new VaultUnreachable(
+    subject,
+    told === undefined ? (code ?? message) : code === 'ABORT_ERR' ? told : `${told} (${code})`
+  )
+}
+
+function classifyAnswer({ status, message, retryAfter }: VaultAnswerError, subject: string): Error {
+  if (status === 429) return new VaultThrottled(subject, message, retryAfter)
+  if (status === 400 || status === 401 || status === 403) return new VaultDenied(subject, message)
+  if (status === 404 || status === 405) return new SecretMalformed(subject, message)
+  return new VaultUnreachable(subject, message)
+}

@@ -1,0 +1,160 @@
+import { readFile } from 'node:fs/promises'
+import http, { type IncomingMessage, type OutgoingHttpHeaders } from 'node:http'
+import https from 'node:https'
+
+/** Bytes of an answer at most; a key-value entry holds at most 1 MiB. */
+const MAX_ANSWER = 4 * 1024 * 1024
+const PROXY_VARIABLES = ['http_proxy', 'https_proxy', 'no_proxy']
+
+/** How a server is trusted and how the gateway proves itself to it; texts are PEM or paths of PEM files. */
+export interface TlsSettings {
+  readonly verify?: boolean
+  readonly ca?: string | undefined
+  readonly cert?: string | undefined
+  readonly key?: string | undefined
+  readonly serverName?: string | undefined
+}
+
+export interface TransportRequest {
+  readonly method: string
+  readonly url: URL
+  readonly headers?: OutgoingHttpHeaders
+  readonly body?: string | undefined
+  /** Bounds the whole exchange, the answer's body included. */
+  readonly signal: AbortSignal
+}
+
+export interface TransportAnswer {
+  readonly status: number
+  readonly headers: IncomingMessage['headers']
+  readonly body: string
+}
+
+interface Agents {
+  readonly http: http.Agent
+  readonly https: https.Agent
+}
+
+/**
+ * HTTP exchanges with one kind of trust over kept-alive connections: bounded in time by the request's
+ * signal and in size, through the proxy that the environment names, never following a redirect.
+ */
+export class Transport {
+  readonly #tls: TlsSettings
+  readonly #proxyEnv: Record<string, string> | undefined
+  #agents: Agents | undefined
+  /** The PEM texts the agents were made with. */
+  #material: string | undefined
+
+  /** `env` names the proxies; without it none is used, as for link-local metadata services. */
+  constructor(tls: TlsSettings = {}, env?: Readonly<Record<string, string | undefined>>) {
+    this.#tls = tls
+    this.#proxyEnv = env && proxiesOf(env)
+  }
+
+  /** Reads PEM files again, so that what was renewed on disk is used by connections made from now on. */
+  async renewTls(): Promise<void> {
+    const [ca, cert, key] = await Promise.all([
+      pemOf(this.#tls.ca),
+      pemOf(this.#tls.cert),
+      pemOf(this.#tls.key)
+    ])
+    const material = JSON.stringify([ca, cert, key])
+    if (material === this.#material) return
+    const { verify = true, serverName } = this.#tls
+    const old = this.#agents
+    const shared = {
+      keepAlive: true,
+      maxFreeSockets: 4,
+      ...(this.#proxyEnv === undefined ? {} : { proxyEnv: this.#proxyEnv })
+    }
+    this.#agents = {
+      http: new http.Agent(shared),
+      https: new https.Agent({
+        ...shared,
+        rejectUnauthorized: verify,
+        ...(ca === undefined ? {} : { ca }),
+        ...(cert === undefined ? {} : { cert }),
+        ...(key === undefined ? {} : { key }),
+        ...(serverName === undefined ? {} : { servername: serverName })
+      })
+    }
+    this.#material = material
+    // Exchanges under way on the old connections end with them and are asked again by the cache.
+    if (old !== undefined) destroy(old)
+  }
+
+  /** One exchange. Rejects with the network's error, or when the answer is too large or incomplete. */
+  async send(request: TransportRequest): Promise<TransportAnswer> {
+    if (this.#agents === undefined) await this.renewTls()
+    const agents = this.#agents!
+    try {
+      return await exchange(request, agents)
+    } catch (error) {
+      // The server closed a kept-alive connection just as it was used again: nothing was read.
+      const { code, reused } = error as NodeJS.ErrnoException & { reused?: boolean }
+      if (request.method !== 'GET' || reused !== true || code !== 'ECONNRESET') throw error
+      return exchange(request, agents)
+    }
+  }
+
+  close(): void {
+    if (this.#agents !== undefined) destroy(this.#agents)
+  }
+}
+
+function destroy(agents: Agents): void {
+  agents.http.destroy()
+  agents.https.destroy()
+}
+
+function proxiesOf(env: Readonly<Record<string, string | undefined>>): Record<string, string> {
+  const proxies: Record<string, string> = {}
+  for (const [name, value] of Object.entries(env)) {
+    if (value !== undefined && PROXY_VARIABLES.includes(name.toLowerCase())) proxies[name] = value
+  }
+  return proxies
+}
+
+/** A PEM text, or that of the file it names. */
+async function pemOf(text: string | undefined): Promise<string | undefined> {
+  if (text === undefined || text.includes('-----BEGIN')) return text
+  return readFile(text, 'utf8')
+}
+
+async function exchange(request: TransportRequest, agents: Agents): Promise<TransportAnswer> {
+  const { method, url, headers, body, signal } = request
+  const secure = url.protocol === 'https:'
+  const sent = (secure ? https : http).request(url, {
+    method,
+    headers: {
+      ...headers,
+      ...(body === undefined ? {} : { 'content-length': Buffer.byteLength(body) })
+    },
+    agent: secure ? agents.https : agents.http,
+    signal
+  })
+  const answered = Promise.withResolvers<IncomingMessage>()
+  sent.on('response', answered.resolve)
+  sent.on('error', error => {
+    answered.reject(Object.assign(error, { reused: sent.reusedSocket }))
+  })
+  sent.end(body)
+  const response = await answered.promise
+  return {
+    status: response.statusCode!,
+    headers: response.headers,
+    body: await textOf(response)
+  }
+}
+
+async function textOf(response: IncomingMessage): Promise<string> {
+  const chunks: Buffer[] = []
+  let size = 0
+  for await (const chunk of response as AsyncIterable<Buffer>) {
+    size += chunk.length
+    if (size > MAX_ANSWER) throw new Error(`its answer is larger than ${MAX_ANSWER} bytes`)
+    chunks.push(chunk)
+  }
+  return Buffer.concat(chunks).toString()
+}
