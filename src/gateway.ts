@@ -7,8 +7,15 @@ import { createLogger } from './log.ts'
 import { plugins } from './plugins/index.ts'
 import type { Logger } from './plugins/plugin.ts'
 import { selfSigned } from './proxy/tls.ts'
-import { type Collected, collectSettings, parseSettings, type Settings } from './settings.ts'
-import type { Generation, SecretState } from './snapshot.ts'
+import { redactor } from './redaction.ts'
+import {
+  type Collected,
+  collectSettings,
+  parseSettings,
+  type Settings,
+  settingsTable
+} from './settings.ts'
+import { type Generation, maskSecrets, type SecretState } from './snapshot.ts'
 import { openStatus, type StatusServer } from './status.ts'
 import { memoryStore, type OwnedStore, redisStore } from './store.ts'
 import { Threads } from './threads.ts'
@@ -68,13 +75,32 @@ export async function prepareSettings(env: Environment): Promise<Prepared> {
     const set = await vaults.prepare([])
     const references = uniqueReferences(collected.references.flatMap(use => use.references))
     const outcomes = await set.load(references)
+    maskOutcomes(outcomes, 'setting ')
     const problems = unresolvedUses(collected.references, outcomes)
     if (problems.length > 0) throw new ConfigError(problems)
     for (const [text, outcome] of outcomes)
       if (outcome.state === 'ok') resolved.set(text, outcome.value)
   }
   const { settings, warnings } = parseSettings(collected, text => resolved.get(text))
+  maskSettings(settings, collected)
   return { settings, warnings, vaults }
+}
+
+/** Fields of a default vault that authenticate the gateway, by what their names have in common. */
+const CREDENTIAL = /pass|secret|token|key|credential|jwt|service_account/
+
+function maskSettings(settings: Settings, { vaultDefaults }: Collected): void {
+  for (const [name, { secret, verbatim }] of Object.entries(settingsTable)) {
+    const value = settings[name as keyof Settings]
+    // A configuration given as text is what GET /config shows.
+    if (!secret || verbatim || typeof value !== 'string') continue
+    redactor.hold(`setting ${name}`, [value, URL.parse(value)?.password ?? ''])
+  }
+  for (const [type, fields] of Object.entries(vaultDefaults)) {
+    for (const [field, value] of Object.entries(fields)) {
+      if (CREDENTIAL.test(field)) redactor.hold(`vault ${type} ${field}`, [value])
+    }
+  }
 }
 
 /** A configuration with the vaults its references go to. */
@@ -140,7 +166,18 @@ export async function resolveAll(
   { config, set }: Loaded,
   more: readonly Use[] = []
 ): Promise<ReadonlyMap<string, Outcome>> {
-  return set.load(uniqueReferences([...config.uses, ...more].flatMap(use => use.references)))
+  const outcomes = await set.load(
+    uniqueReferences([...config.uses, ...more].flatMap(use => use.references))
+  )
+  maskOutcomes(outcomes)
+  return outcomes
+}
+
+/** From now on nothing this thread writes shows these values. */
+function maskOutcomes(outcomes: ReadonlyMap<string, Outcome>, prefix = ''): void {
+  for (const [text, outcome] of outcomes) {
+    redactor.hold(prefix + text, outcome.state === 'ok' ? [outcome.value] : [])
+  }
 }
 
 /** What stands against serving a configuration with these outcomes: missing and unfit values. */
@@ -349,6 +386,8 @@ class ControlThread implements Gateway {
     this.#loads++
     for (const [text, state] of secrets) this.#limitGrace(text, state, this.#secrets.get(text))
     this.#secrets = new Map(secrets)
+    maskSecrets(secrets)
+    redactor.retain(name => !name.startsWith('{') || secrets.has(name))
     for (const warning of loaded.config.warnings) this.#warn(warning)
     this.#rotation = createRotation({
       set: loaded.set,
@@ -382,6 +421,8 @@ class ControlThread implements Gateway {
   /** Brings new states of references into force, or rejects and changes nothing. */
   async #publish(changes: ReadonlyMap<string, Outcome>): Promise<void> {
     const { config } = this.#loaded!
+    // Before anything can complain about them.
+    maskOutcomes(changes, 'candidate ')
     const states = new Map(
       [...changes].map(([text, outcome]) => [text, this.#stateOf(text, outcome)])
     )
@@ -401,6 +442,7 @@ class ControlThread implements Gateway {
       this.#limitGrace(text, state, this.#secrets.get(text))
       this.#secrets.set(text, state)
     }
+    maskSecrets(states)
   }
 
   reload(): Promise<void> {

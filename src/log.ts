@@ -1,6 +1,7 @@
 import { createRequire } from 'node:module'
 import { isatty } from 'node:tty'
 import { type DestinationStream, destination, type Logger, pino, stdTimeFunctions } from 'pino'
+import { redactor } from './redaction.ts'
 
 /** What is logged at least. */
 export type LogLevel = 'trace' | 'debug' | 'info' | 'warn' | 'error' | 'fatal' | 'silent'
@@ -59,7 +60,41 @@ export function createLogger({ level, format, thread }: LogOptions): Logger {
     formatters: { level: (label: string) => ({ level: label }) },
     serializers: { err: serializeError, error: serializeError }
   }
-  return pino(options, pretty ? prettyStream(terminal) : destination({ fd: 1, sync: true }))
+  return pino(options, masked(pretty ? prettyStream(terminal) : destination({ fd: 1, sync: true })))
+}
+
+/** Whatever ended up in a line, a resolved secret does not leave with it. */
+function masked(stream: DestinationStream): DestinationStream {
+  return { write: line => stream.write(redactor.json(line)) }
+}
+
+/** Has this thread's log tell Node's warnings, instead of Node writing them unmasked. */
+export function logWarnings(log: Logger): void {
+  process.removeAllListeners('warning')
+  process.on('warning', ({ name, message, code }: Error & { code?: string }) =>
+    log.warn({ type: name, code }, message)
+  )
+}
+
+/**
+ * Keeps what ends or dumps this process from showing memory: an error nobody caught becomes a line
+ * of the log and exit code 1, and Node's diagnostic reports and debugger are off, whatever
+ * NODE_OPTIONS say.
+ */
+export function guardProcess(log: Logger): void {
+  logWarnings(log)
+  process.on('uncaughtException', error => {
+    log.fatal({ err: error }, 'an error nobody caught ended this process')
+    process.exit(1)
+  })
+  // With a listener the signal does not open the debugger.
+  process.on('SIGUSR1', () => log.warn({}, 'SIGUSR1 is ignored'))
+  Object.assign(process.report, {
+    reportOnFatalError: false,
+    reportOnSignal: false,
+    reportOnUncaughtException: false,
+    excludeEnv: true
+  })
 }
 
 /** Only the chosen members: libraries hang requests, headers and options on their errors. */

@@ -7,6 +7,7 @@ import type { Serving } from './proxy/handler.ts'
 import { compileRouter, type Router } from './proxy/router.ts'
 import { type CertificateStore, compileCertificates } from './proxy/tls.ts'
 import { type UpstreamEnvironment, Upstreams } from './proxy/upstream.ts'
+import { redactor } from './redaction.ts'
 import {
   BasicAuthCredentialSchema,
   CaCertificateSchema,
@@ -24,6 +25,14 @@ export type SecretState =
 
 /** Every reference of a configuration, by its text, with its state. Crosses threads as plain data. */
 export type Secrets = ReadonlyMap<string, SecretState>
+
+/** Has this thread mask these values, the previous ones too, in whatever it writes about itself. */
+export function maskSecrets(secrets: Secrets): void {
+  for (const [text, state] of secrets) {
+    if ('failure' in state) redactor.hold(text, [])
+    else redactor.hold(text, [state.value, state.previous ?? ''])
+  }
+}
 
 /** A configuration with its resolved secrets: what a data-plane thread serves from. */
 export interface Generation {

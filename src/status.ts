@@ -1,5 +1,6 @@
 import http, { type IncomingMessage, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
+import { redactor } from './redaction.ts'
 
 /** What the status API tells and does; the gateway gives it. */
 export interface StatusSource {
@@ -110,7 +111,9 @@ async function attempt(action: () => Promise<object>): Promise<Answer> {
 
 function write(response: ServerResponse, answer: Answer, headOnly: boolean): void {
   const text =
-    typeof answer.body === 'string' ? answer.body : `${JSON.stringify(answer.body, null, 2)}\n`
+    typeof answer.body === 'string'
+      ? redactor.text(answer.body)
+      : `${JSON.stringify(redactor.value(answer.body), null, 2)}\n`
   response.writeHead(answer.status, {
     'Content-Type': answer.type ?? 'application/json; charset=utf-8',
     'Content-Length': Buffer.byteLength(text),

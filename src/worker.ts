@@ -1,17 +1,19 @@
 import { parentPort, workerData } from 'node:worker_threads'
 import { serveCalls } from './calls.ts'
-import { createLogger } from './log.ts'
+import { createLogger, logWarnings } from './log.ts'
 import { plugins } from './plugins/index.ts'
 import { Kept } from './plugins/instance.ts'
 import type { Store } from './plugins/plugin.ts'
 import { createResolver } from './proxy/dns.ts'
 import { Handler } from './proxy/handler.ts'
 import { WebSockets } from './proxy/websocket.ts'
+import { redactor } from './redaction.ts'
 import { type Listening, openServer } from './server.ts'
 import { type Settings, trustedPeers } from './settings.ts'
 import {
   buildSnapshot,
   type Generation,
+  maskSecrets,
   type SecretState,
   type Snapshot,
   type SnapshotEnvironment
@@ -63,6 +65,8 @@ const log = createLogger({
   format: settings.logFormat,
   thread: data.thread
 })
+logWarnings(log)
+maskSecrets(data.generation.secrets)
 
 const resolver = createResolver({ log })
 const control = serveCalls<WorkerCalls, ControlCalls>(parentPort!, {
@@ -151,6 +155,7 @@ async function listen(): Promise<readonly number[]> {
 
 async function prepare(update: Update): Promise<void> {
   await abort()
+  maskSecrets('generation' in update ? update.generation.secrets : update.secrets)
   if ('generation' in update) {
     prepared = await buildSnapshot(update.generation, environment)
     return
@@ -165,6 +170,8 @@ function commit(): void {
   const old = current
   current = prepared
   prepared = undefined
+  const { secrets } = current.generation
+  redactor.retain(name => secrets.has(name))
   if (current.certificates !== old.certificates) {
     for (const server of listening) server.renewCertificate()
   }

@@ -1,3 +1,4 @@
+import { redactor } from '../redaction.ts'
 import type { Environment } from '../settings.ts'
 
 /** What the command line gave besides the words. */
@@ -10,19 +11,28 @@ export interface Options {
 /** A wrong call: its message, then where to read how it is done. Exit code 2. */
 export class UsageError extends Error {}
 
-/** Writes a result. */
+/** Writes a result, resolved secrets masked. */
 export function out(text: string): void {
-  process.stdout.write(text.endsWith('\n') ? text : `${text}\n`)
+  process.stdout.write(lines(redactor.text(text)))
+}
+
+/** Writes a secret that was asked for, as it is. */
+export function outSecret(value: string): void {
+  process.stdout.write(lines(value))
 }
 
 /** Writes a result for programs. */
 export function outJson(value: object): void {
-  out(JSON.stringify(value, null, 2))
+  process.stdout.write(lines(JSON.stringify(redactor.value(value), null, 2)))
 }
 
-/** Writes what is wrong, or what a person should know. */
+/** Writes what is wrong, or what a person should know, resolved secrets masked. */
 export function tell(text: string): void {
-  process.stderr.write(text.endsWith('\n') ? text : `${text}\n`)
+  process.stderr.write(lines(redactor.text(text)))
+}
+
+function lines(text: string): string {
+  return text.endsWith('\n') ? text : `${text}\n`
 }
 
 /** Whether a stream takes colour: a terminal, unless NO_COLOR is set. */

@@ -1,12 +1,22 @@
 import { fingerprinter } from '../fingerprint.ts'
 import { openVaults, prepareSettings, readConfig } from '../gateway.ts'
+import { redactor } from '../redaction.ts'
 import { renderTable } from '../report.ts'
 import { collectSettings, configSource, type Environment } from '../settings.ts'
 import { backendTypes } from '../vault/backends/index.ts'
 import { parseReference } from '../vault/reference.ts'
 import { ask } from './ask.ts'
 import { resolve } from './check.ts'
-import { atMost, colorOf, type Options, out, outJson, tell, UsageError } from './command.ts'
+import {
+  atMost,
+  colorOf,
+  type Options,
+  out,
+  outJson,
+  outSecret,
+  tell,
+  UsageError
+} from './command.ts'
 import { referenceRows, renderReferences } from './references.ts'
 
 /** `postern vault get|list|refresh`. */
@@ -58,8 +68,9 @@ async function get(env: Environment, word: string, options: Options): Promise<nu
       return 1
     }
     const { value, version } = outcome
+    redactor.hold(reference.text, [value])
     if (options.reveal) {
-      out(value)
+      outSecret(value)
       return 0
     }
     // Under a random key the fingerprint of a single value compares with nothing.
