@@ -454,6 +454,7 @@ class ControlThread implements Gateway {
         loaded = await readConfig(this.settings, this.#vaults)
         if (loaded.config.text === this.#loaded?.config.text) {
           await loaded.set.close()
+          this.#lastReload = { at, ok: true }
           return
         }
         const secrets = await this.#resolve(loaded, false)

@@ -186,16 +186,18 @@ async function abort(): Promise<void> {
 async function close(timeout: number): Promise<void> {
   const closed = Promise.all(listening.map(server => server.close()))
   const deadline = new Promise<void>(resolve => setTimeout(resolve, timeout).unref())
+  // Clients keep connections open after their last answer: those end as they become idle.
+  const idle = setInterval(() => {
+    for (const server of listening) server.closeIdle()
+  }, 20)
   const drained = async () => {
-    while (handler.inFlight > 0) {
-      for (const server of listening) server.closeIdle()
-      await new Promise(resolve => setTimeout(resolve, 20))
-    }
+    while (handler.inFlight > 0) await new Promise(resolve => setTimeout(resolve, 20))
   }
   await Promise.race([drained(), deadline])
   await webSockets.close()
   current.release()
   await Promise.race([Promise.all([closed, current.closed]), deadline])
+  clearInterval(idle)
   resolver.close()
   // The reply to this call leaves before the port closes and with it the thread's last handle.
   setImmediate(() => process.exit(0))

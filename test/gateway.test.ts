@@ -1,0 +1,208 @@
+import { once } from 'node:events'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import type http from 'node:http'
+import net from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import t, { type Test } from 'tap'
+import { startGateway, startUpstream, until } from './harness.ts'
+import { startProcess } from './process.ts'
+
+// Processes and threads start slowly on a busy machine.
+t.setTimeout(120_000)
+
+function configFile(
+  test: Test,
+  config: object
+): { readonly path: string; write(config: object): void } {
+  const directory = mkdtempSync(join(tmpdir(), 'postern-gateway-'))
+  test.teardown(() => rmSync(directory, { recursive: true }))
+  const path = join(directory, 'postern.json')
+  const write = (next: object): void =>
+    writeFileSync(path, JSON.stringify({ _format_version: '3.0', ...next }))
+  write(config)
+  return { path, write }
+}
+
+interface Status {
+  readonly configuration: { readonly last_reload?: { readonly ok: boolean } }
+}
+
+const proxied = (url: string, path = '/'): object => ({
+  services: [{ name: 'echo', url, routes: [{ name: 'echo', paths: [path] }] }]
+})
+
+t.test('a changed file is served without being told', async t => {
+  await using upstream = await startUpstream()
+  await using gateway = await startGateway(proxied(upstream.url))
+  t.equal((await gateway.fetch('/old')).status, 200)
+  const next = { _format_version: '3.0', ...proxied(upstream.url, '/new') }
+  writeFileSync(join(gateway.directory, 'postern.yaml'), JSON.stringify(next))
+  await until(async () => (await gateway.fetch('/old')).status === 404, 'the new file')
+  t.equal((await gateway.fetch('/new')).status, 200)
+  t.match((await gateway.status('/status')).json(), {
+    configuration: { loads: 2, last_reload: { ok: true } }
+  })
+})
+
+t.test('a bad file changes nothing, and says why', async t => {
+  await using upstream = await startUpstream()
+  const { path, write } = configFile(t, proxied(upstream.url))
+  await using gateway = await startProcess(path)
+  const status = async () => (await (await fetch(`${gateway.statusUrl}/status`)).json()) as Status
+  write({ ...proxied(upstream.url), servces: [] })
+  await until(async () => (await status()).configuration.last_reload !== undefined, 'the reload')
+  t.match((await status()).configuration, {
+    loads: 1,
+    last_reload: { ok: false, error: /servces.*unknown field.*Did you mean services/ }
+  })
+  t.equal((await fetch(gateway.url)).status, 200)
+  t.equal((await fetch(`${gateway.statusUrl}/status/ready`)).status, 200)
+  const line = gateway.lines().find(({ level }) => level === 'error')
+  t.match(line, {
+    code: 'POSTERN_CONFIG_INVALID',
+    problems: [{ place: { path: 'servces' } }],
+    msg: /the running one stays/
+  })
+  write(proxied(upstream.url))
+  await until(async () => (await status()).configuration.last_reload?.ok, 'the file as it was')
+})
+
+t.test('SIGHUP loads the file again', async t => {
+  await using upstream = await startUpstream()
+  const { path } = configFile(t, proxied(upstream.url))
+  await using gateway = await startProcess(path)
+  const reloaded = async () =>
+    ((await (await fetch(`${gateway.statusUrl}/status`)).json()) as Status).configuration
+      .last_reload
+  t.equal(await reloaded(), undefined)
+  gateway.child.kill('SIGHUP')
+  t.match(await until(reloaded, 'the reload'), { ok: true })
+})
+
+t.test('SIGTERM: unready first, then requests in flight end, then the process with 0', async t => {
+  const held: http.ServerResponse[] = []
+  await using upstream = await startUpstream((_received, response) => void held.push(response))
+  const { path } = configFile(t, proxied(upstream.url))
+  await using gateway = await startProcess(path, { POSTERN_SHUTDOWN_DELAY: '1' })
+  const inFlight = fetch(gateway.url)
+  await until(() => held.length === 1, 'the request at the upstream')
+  const ended = gateway.end('SIGTERM')
+  await until(
+    async () => (await fetch(`${gateway.statusUrl}/status/ready`)).status === 503,
+    'it to be unready'
+  )
+  t.match(await (await fetch(`${gateway.statusUrl}/status/ready`)).json(), {
+    ready: false,
+    reasons: ['the gateway is draining']
+  })
+  const { port } = new URL(gateway.url)
+  await until(
+    () =>
+      new Promise(resolve => {
+        const socket = net.connect(Number(port), '127.0.0.1')
+        socket.once('connect', () => socket.destroy(void resolve(false)))
+        socket.once('error', () => resolve(true))
+      }),
+    'the listener to close'
+  )
+  held[0]!.end('late but whole')
+  const response = await inFlight
+  t.equal(response.status, 200)
+  t.equal(await response.text(), 'late but whole')
+  t.match(await ended, { code: 0, stderr: '' })
+})
+
+t.test('a request that does not end holds the drain up no longer than its bound', async t => {
+  const held: http.ServerResponse[] = []
+  await using upstream = await startUpstream((_received, response) => void held.push(response))
+  const { path } = configFile(t, proxied(upstream.url))
+  await using gateway = await startProcess(path, { POSTERN_SHUTDOWN_TIMEOUT: '1' })
+  const inFlight = fetch(gateway.url).catch(() => 'cut')
+  await until(() => held.length === 1, 'the request at the upstream')
+  t.match(await gateway.end('SIGINT'), { code: 0 })
+  t.equal(await inFlight, 'cut')
+})
+
+t.test('a killed data-plane thread is replaced while the others serve', async t => {
+  await using upstream = await startUpstream()
+  await using gateway = await startGateway(proxied(upstream.url), { workers: 2 })
+  const before = gateway.gateway.workers.map(({ threadId }) => threadId)
+  t.equal(before.length, 2)
+  await gateway.gateway.workers[0]!.terminate()
+  t.match((await gateway.status('/status')).json(), { workers: { configured: 2, serving: 1 } })
+  t.equal((await gateway.status('/status/ready')).status, 200)
+  for (let i = 0; i < 20; i++) {
+    t.equal(await fetch(gateway.url, { headers: { connection: 'close' } }).then(r => r.status), 200)
+  }
+  await until(
+    async () => (await gateway.status('/status')).json().workers.serving === 2,
+    'another thread to take over'
+  )
+  const after = gateway.gateway.workers.map(({ threadId }) => threadId)
+  t.notOk(after.includes(before[0]!))
+  await gateway.reload(proxied(upstream.url, '/new'))
+  const answers = await Promise.all(
+    Array.from({ length: 20 }, () =>
+      fetch(`${gateway.url}/old`, { headers: { connection: 'close' } }).then(r => r.status)
+    )
+  )
+  t.same(new Set(answers), new Set([404]), 'the new thread takes part in a reload')
+})
+
+t.test('a thread that cannot start is tried again', async t => {
+  await using upstream = await startUpstream()
+  const { path } = configFile(t, proxied(upstream.url))
+  await using gateway = await startGateway('', {
+    env: { POSTERN_CONFIG: path }
+  })
+  const taker = net.createServer()
+  // Between the end of the thread and its replacement the port is free.
+  const [worker] = gateway.gateway.workers
+  worker!.once('exit', () => taker.listen(gateway.port, '127.0.0.1'))
+  await worker!.terminate()
+  if (!taker.listening) await once(taker, 'listening')
+  t.match((await gateway.status('/status/ready')).json(), {
+    ready: false,
+    reasons: ['no configuration serves yet']
+  })
+  await until(() => gateway.gateway.workers.length === 1, 'an attempt')
+  await new Promise(resolve => taker.close(resolve))
+  await until(
+    () =>
+      fetch(gateway.url).then(
+        ({ status }) => status === 200,
+        () => false
+      ),
+    'a later attempt to succeed',
+    30_000
+  )
+})
+
+t.test('an error nobody caught is one line of the log, and exit code 1', async t => {
+  await using upstream = await startUpstream()
+  const { path } = configFile(t, proxied(upstream.url))
+  const crash = join(mkdtempSync(join(tmpdir(), 'postern-crash-')), 'crash.mjs')
+  writeFileSync(
+    crash,
+    "import { isMainThread } from 'node:worker_threads'\n" +
+      "if (isMainThread) process.on('SIGUSR2', () => { throw new Error('nobody caught this') })"
+  )
+  await using gateway = await startProcess(path, {
+    NODE_OPTIONS: `${process.env.NODE_OPTIONS ?? ''} --import=${crash}`
+  })
+  const { code, stdout, stderr } = await gateway.end('SIGUSR2')
+  t.equal(code, 1)
+  t.match(stdout, /"level":"fatal".*nobody caught this/)
+  t.notMatch(stderr, /nobody caught this/)
+})
+
+t.test('SIGUSR1 opens no debugger', async t => {
+  await using upstream = await startUpstream()
+  const { path } = configFile(t, proxied(upstream.url))
+  await using gateway = await startProcess(path)
+  gateway.child.kill('SIGUSR1')
+  await until(() => gateway.lines().some(({ msg }) => /SIGUSR1/.test(msg)), 'the line about it')
+  t.notMatch(gateway.written().stderr, /Debugger/)
+  t.equal((await fetch(gateway.url)).status, 200)
+})
