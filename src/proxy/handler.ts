@@ -12,7 +12,6 @@ import { framingProblem } from './framing.ts'
 import { buildUpstreamHeaders, filterResponseHeaders, filterTrailers } from './headers.ts'
 import type { Router } from './router.ts'
 import type { Peer, ServiceUpstream, Upstreams } from './upstream.ts'
-import { UpstreamPaths } from './upstream-paths.ts'
 
 /** What requests are served with: everything compiled from one configuration and its secrets. */
 export interface Serving {
@@ -77,7 +76,6 @@ export class Handler implements ForwardOwner {
     readonly responseLatency: string
     readonly upstreamStatus: string
   }
-  readonly #paths = new UpstreamPaths()
   #inFlight = 0
 
   /** `current` gives what new requests are served with. */
@@ -205,7 +203,7 @@ export class Handler implements ForwardOwner {
       host: request.host,
       port: request.port,
       path: request.path,
-      headers: request.headers,
+      rawHeaders: request.rawHeaders,
       sni: request.scheme === 'https' ? (request.tls?.sni ?? '') : undefined
     })
     if (match === undefined) {
@@ -217,10 +215,7 @@ export class Handler implements ForwardOwner {
     exchange.prefix = match.prefix
     request.captures = match.captures
     if (match.service !== undefined) {
-      exchange.upstream.path = this.#paths.of(match.route, match.service)(
-        request.path,
-        match.prefix
-      )
+      exchange.upstream.path = match.upstreamPath(request.path, match.prefix)
     }
   }
 

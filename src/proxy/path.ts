@@ -98,6 +98,47 @@ function encode(path: string): string {
 }
 
 /**
+ * A normal path as patterns of routes see it: escapes of bytes that are not reserved are text (UTF-8
+ * where they are that), those of reserved ones stay.
+ */
+export function decodePath(path: string): string {
+  if (!path.includes('%')) return path
+  let text = ''
+  let run = ''
+  for (let i = 0; i < path.length; i++) {
+    if (path.charCodeAt(i) !== PERCENT) {
+      text += decodeRun(run) + path[i]
+      run = ''
+      continue
+    }
+    const escaped = path.slice(i, i + 3)
+    i += 2
+    if (CLASS[Number.parseInt(escaped.slice(1), 16)] === RESERVED) {
+      text += decodeRun(run) + escaped
+      run = ''
+    } else {
+      run += escaped
+    }
+  }
+  return text + decodeRun(run)
+}
+
+/** Decodes consecutive escapes; as they are when they are no UTF-8. */
+function decodeRun(escapes: string): string {
+  if (escapes === '') return ''
+  try {
+    return decodeURIComponent(escapes)
+  } catch {
+    return escapes
+  }
+}
+
+/** The inverse of {@link decodePath}, of a part of its result too. */
+export function encodePath(text: string): string {
+  return isNormal(text) ? text : encode(Buffer.from(text, 'utf8').toString('latin1'))
+}
+
+/**
  * A request target (RFC 9112 §3.2) split into path and query, both as received; of an absolute form
  * also the authority. Undefined for forms that name no path.
  */

@@ -1,6 +1,7 @@
-import type { IncomingHttpHeaders } from 'node:http'
 import type { Route, Service } from '../schema/entities.ts'
-import { normalizePath } from './path.ts'
+import { compilePattern } from '../schema/patterns.ts'
+import type { UpstreamPath } from './path.ts'
+import { compileUpstreamPath, decodePath, encodePath, normalizePath } from './path.ts'
 
 /** The facts of a request that routing looks at. */
 export interface MatchInput {
@@ -9,7 +10,8 @@ export interface MatchInput {
   readonly port: number
   /** Normalised path. */
   readonly path: string
-  readonly headers: IncomingHttpHeaders
+  /** Fields as received, flat: name, value, name, value, … */
+  readonly rawHeaders: readonly string[]
   /** Server name of the TLS handshake; undefined when the connection is plain. */
   readonly sni: string | undefined
 }
@@ -21,6 +23,8 @@ export interface Match {
   readonly prefix: string | undefined
   /** Numbered and named groups; undefined when the pattern has none. */
   readonly captures: Readonly<Record<string, string>> | undefined
+  /** How the route joins its service's path with the request's. */
+  readonly upstreamPath: UpstreamPath
 }
 
 export interface Router {
@@ -29,9 +33,8 @@ export interface Router {
 }
 
 interface HeaderTest {
+  /** Lower case, `-` for `_`: the two count as equal. */
   readonly name: string
-  /** The same name with `_` for `-`, which counts as equal. */
-  readonly alternative: string
   readonly values: ReadonlySet<string>
   readonly patterns: readonly RegExp[]
 }
@@ -49,6 +52,7 @@ interface Entry {
   readonly methods: ReadonlySet<string> | undefined
   readonly headers: readonly HeaderTest[]
   readonly snis: readonly ((sni: string) => boolean)[] | undefined
+  readonly upstreamPath: UpstreamPath
 }
 
 /** An entry at its place in an index, where host and literal path hold already. */
@@ -63,7 +67,9 @@ interface Candidate {
 /** A radix tree over path characters; candidates stand, best first, where their literal part ends. */
 interface Node {
   readonly children: Map<number, Edge>
-  candidates: Candidate[]
+  readonly candidates: Candidate[]
+  /** Those that demand one of some values of a header, by its name and value. */
+  keyed: Map<string, Map<string, Candidate[]>> | undefined
 }
 
 interface Edge {
@@ -71,44 +77,27 @@ interface Edge {
   node: Node
 }
 
-const LOOKAROUND = /\(\?(?:[=!]|<[=!])/
-const BACKREFERENCE = /\\(?:[1-9]|k<)/
-
-/**
- * Why a pattern cannot serve as a route path, or undefined: the format's engine matches in linear
- * time, so it has neither look-around nor back-references.
- */
-export function regexProblem(pattern: string): string | undefined {
-  if (LOOKAROUND.test(pattern)) return 'look-around is not supported in patterns'
-  if (BACKREFERENCE.test(pattern.replaceAll('\\\\', '')))
-    return 'back-references are not supported in patterns'
-  try {
-    compilePattern(pattern)
-    return undefined
-  } catch (error) {
-    return `the pattern does not compile: ${(error as Error).message}`
+/** Whether a pattern has alternatives outside of groups and classes. */
+function hasAlternatives(pattern: string): boolean {
+  let depth = 0
+  for (let i = 0; i < pattern.length; i++) {
+    const char = pattern[i]!
+    if (char === '\\') i++
+    else if (char === '(' || char === '[') depth++
+    else if (char === ')' || char === ']') depth--
+    else if (char === '|' && depth === 0) return true
   }
-}
-
-/** Compiles a pattern of the format, anchored at the start of the path but not at its end. */
-function compilePattern(pattern: string): RegExp {
-  let source = pattern.replaceAll('(?P<', '(?<')
-  let flags = ''
-  const inline = /^\(\?([ims]+)\)/.exec(source)
-  if (inline !== null) {
-    flags = inline[1]!
-    source = source.slice(inline[0].length)
-  }
-  return new RegExp(`^(?:${source.replaceAll('\\A', '^').replaceAll('\\z', '$')})`, flags)
+  return false
 }
 
 /** The characters every match of a pattern begins with; `''` when that cannot be told simply. */
-function literalPrefix(pattern: string): string {
-  if (pattern.includes('|')) return ''
+export function literalPrefix(pattern: string): string {
+  if (hasAlternatives(pattern)) return ''
   let literal = ''
-  for (let i = 0; i < pattern.length; i++) {
-    const char = pattern[i]!
-    if (!/[\w/~%!@&=:;,-]/.test(char)) {
+  for (let i = pattern.startsWith('^') ? 1 : 0; i < pattern.length; i++) {
+    let char = pattern[i]!
+    if (char === '\\' && /[-_./~]/.test(pattern[i + 1] ?? '')) char = pattern[++i]!
+    else if (!/[\w/~%!@&=:;,-]/.test(char)) {
       // A quantifier may make the character before it optional.
       if (char === '?' || char === '*' || char === '{') return literal.slice(0, -1)
       return literal
@@ -119,16 +108,14 @@ function literalPrefix(pattern: string): string {
 }
 
 function headerTest(name: string, values: readonly string[]): HeaderTest {
-  const lower = name.toLowerCase()
   const plain = values.filter(value => !value.startsWith('~*'))
   return {
-    name: lower.replaceAll('_', '-'),
-    alternative: lower.replaceAll('-', '_'),
+    name: name.toLowerCase().replaceAll('_', '-'),
     values: new Set(plain.map(value => value.toLowerCase())),
     // Values are compared in lower case, and so is the pattern: `\D` reads as `\d`, as in the format.
     patterns: values
       .filter(value => value.startsWith('~*'))
-      .map(value => new RegExp(value.slice(2).toLowerCase()))
+      .map(value => compilePattern(value.slice(2).toLowerCase(), false))
   }
 }
 
@@ -188,7 +175,7 @@ function draftsOf(route: Route): Draft[] {
   return drafts
 }
 
-const newNode = (): Node => ({ children: new Map(), candidates: [] })
+const newNode = (): Node => ({ children: new Map(), candidates: [], keyed: undefined })
 
 function insert(root: Node, literal: string, candidate: Candidate): void {
   let node = root
@@ -221,24 +208,40 @@ function insert(root: Node, literal: string, candidate: Candidate): void {
     rest = rest.slice(common)
   }
   // Routes are inserted best first, so candidates are in order already.
-  node.candidates.push(candidate)
+  const key = candidate.entry.headers.find(({ patterns }) => patterns.length === 0)
+  if (key === undefined) {
+    node.candidates.push(candidate)
+    return
+  }
+  node.keyed ??= new Map()
+  const byValue = indexed(node.keyed, key.name, () => new Map<string, Candidate[]>())
+  for (const value of key.values) indexed(byValue, value, (): Candidate[] => []).push(candidate)
 }
 
-function headersHold(tests: readonly HeaderTest[], headers: IncomingHttpHeaders): boolean {
-  for (const { name, alternative, values, patterns } of tests) {
-    const value = headers[name] ?? headers[alternative]
-    if (value === undefined) return false
-    const text = (Array.isArray(value) ? value.join(', ') : value).toLowerCase()
-    if (values.has(text) || patterns.some(pattern => pattern.test(text))) continue
-    // Repeated fields arrive joined (RFC 9110 §5.2); any of their values may match.
-    if (!text.includes(', ')) return false
-    if (
-      !text
-        .split(', ')
-        .some(part => values.has(part) || patterns.some(pattern => pattern.test(part)))
-    ) {
-      return false
+function indexed<K, V>(map: Map<K, V>, key: K, create: () => V): V {
+  let value = map.get(key)
+  if (value === undefined) {
+    value = create()
+    map.set(key, value)
+  }
+  return value
+}
+
+/** Whether a field has this name, given in lower case with `-` for `_`. */
+function isNamed(field: string, name: string): boolean {
+  return field.length === name.length && field.toLowerCase().replaceAll('_', '-') === name
+}
+
+/** Whether any value of each header is one of those wanted; values of repeated fields count singly. */
+function headersHold(tests: readonly HeaderTest[], rawHeaders: readonly string[]): boolean {
+  for (const { name, values, patterns } of tests) {
+    let found = false
+    for (let i = 0; i < rawHeaders.length && !found; i += 2) {
+      if (!isNamed(rawHeaders[i]!, name)) continue
+      const value = rawHeaders[i + 1]!.toLowerCase()
+      found = values.has(value) || patterns.some(pattern => pattern.test(value))
     }
+    if (!found) return false
   }
   return true
 }
@@ -246,56 +249,84 @@ function headersHold(tests: readonly HeaderTest[], headers: IncomingHttpHeaders)
 function holds({ entry, port }: Candidate, input: MatchInput): boolean {
   if (port !== undefined && port !== input.port) return false
   if (entry.methods !== undefined && !entry.methods.has(input.method)) return false
-  if (entry.headers.length > 0 && !headersHold(entry.headers, input.headers)) return false
+  if (entry.headers.length > 0 && !headersHold(entry.headers, input.rawHeaders)) return false
   if (entry.snis === undefined || input.sni === undefined) return true
   const sni = input.sni.endsWith('.') ? input.sni.slice(0, -1) : input.sni
   return entry.snis.some(test => test(sni))
 }
 
-/** The best match so far while the indexes are walked. */
-interface Best {
-  candidate: Candidate | undefined
-  found: RegExpExecArray | null
-}
+/** One look-up: the best match so far while the indexes are walked. */
+class Search {
+  readonly #input: MatchInput
+  candidate: Candidate | undefined = undefined
+  found: RegExpExecArray | null = null
+  /** What patterns see; made when the first is asked. */
+  #subject: string | undefined = undefined
 
-function search(root: Node, input: MatchInput, best: Best): void {
-  const { path } = input
-  let node: Node | undefined = root
-  let depth = 0
-  while (node !== undefined) {
-    for (const candidate of node.candidates) {
-      if (best.candidate !== undefined && candidate.entry.rank >= best.candidate.entry.rank) break
-      if (!holds(candidate, input)) continue
-      if (candidate.pattern === undefined) {
-        best.candidate = candidate
-        best.found = null
-        break
-      }
-      const found = candidate.pattern.regex.exec(path)
-      if (found !== null) {
-        best.candidate = candidate
-        best.found = found
-        break
+  constructor(input: MatchInput) {
+    this.#input = input
+  }
+
+  walk(root: Node): void {
+    const { path } = this.#input
+    let node: Node | undefined = root
+    let depth = 0
+    while (node !== undefined) {
+      this.#scan(node.candidates)
+      if (node.keyed !== undefined) this.#scanKeyed(node.keyed)
+      const edge: Edge | undefined = node.children.get(path.charCodeAt(depth))
+      if (edge === undefined || !path.startsWith(edge.label, depth)) return
+      depth += edge.label.length
+      node = edge.node
+    }
+  }
+
+  #scanKeyed(keyed: ReadonlyMap<string, ReadonlyMap<string, readonly Candidate[]>>): void {
+    const { rawHeaders } = this.#input
+    for (const [name, byValue] of keyed) {
+      for (let i = 0; i < rawHeaders.length; i += 2) {
+        if (!isNamed(rawHeaders[i]!, name)) continue
+        const candidates = byValue.get(rawHeaders[i + 1]!.toLowerCase())
+        if (candidates !== undefined) this.#scan(candidates)
       }
     }
-    const edge: Edge | undefined = node.children.get(path.charCodeAt(depth))
-    if (edge === undefined || !path.startsWith(edge.label, depth)) return
-    depth += edge.label.length
-    node = edge.node
+  }
+
+  /** Takes the first that holds, unless a better one is known; they are in order of rank. */
+  #scan(candidates: readonly Candidate[]): void {
+    for (const candidate of candidates) {
+      if (this.candidate !== undefined && candidate.entry.rank >= this.candidate.entry.rank) return
+      if (!holds(candidate, this.#input)) continue
+      let found: RegExpExecArray | null = null
+      if (candidate.pattern !== undefined) {
+        this.#subject ??= decodePath(this.#input.path)
+        found = candidate.pattern.regex.exec(this.#subject)
+        // With the flag `m` a pattern also finds the start of a line.
+        if (found === null || found.index !== 0) continue
+      }
+      this.candidate = candidate
+      this.found = found
+      return
+    }
   }
 }
 
+/** Protocols whose routes are served over HTTP. */
+const HTTP_PROTOCOLS = new Set(['http', 'https', 'grpc', 'grpcs', 'ws', 'wss'])
+
 /**
  * Compiles routes into indexes by host and path, so that a look-up costs by the length of the host
- * and path, not by the number of routes. Routes of disabled services are left out. Ties are broken
- * by route id.
+ * and path, not by the number of routes. Routes of disabled services are left out, and so are those
+ * of protocols below HTTP. Ties are broken by route id.
  */
 export function compileRouter(
   routes: readonly Route[],
   services: ReadonlyMap<string, Service>
 ): Router {
   const served = routes.filter(
-    route => route.service === undefined || services.get(route.service.id)?.enabled !== false
+    ({ service, protocols }) =>
+      (service === undefined || services.get(service.id)?.enabled !== false) &&
+      protocols.some(protocol => HTTP_PROTOCOLS.has(protocol))
   )
   const drafts = served.flatMap(draftsOf).sort((a, b) => {
     if (a.priority !== b.priority) return a.priority > b.priority ? -1 : 1
@@ -307,25 +338,23 @@ export function compileRouter(
   const bySuffix = new Map<string, Node>()
   /** `example.*` by `example.`. */
   const byPrefix = new Map<string, Node>()
-  const indexed = (map: Map<string, Node>, key: string): Node => {
-    let node = map.get(key)
-    if (node === undefined) {
-      node = newNode()
-      map.set(key, node)
-    }
-    return node
-  }
 
+  const upstreamPaths = new Map<Route, UpstreamPath>()
   for (const [rank, { route, prefixes, patterns }] of drafts.entries()) {
+    const service = route.service === undefined ? undefined : services.get(route.service.id)
     const entry: Entry = {
       rank,
       route,
-      service: route.service === undefined ? undefined : services.get(route.service.id),
+      service,
       methods: present(route.methods) ? new Set(route.methods) : undefined,
       headers: Object.entries(route.headers ?? {}).map(([name, values]) =>
         headerTest(name, values)
       ),
-      snis: present(route.snis) ? route.snis!.map(sniTest) : undefined
+      snis: present(route.snis) ? route.snis!.map(sniTest) : undefined,
+      // Always v0: the format honours `path_handling: v1` only in a flavour this router is not.
+      upstreamPath: indexed(upstreamPaths, route, () =>
+        compileUpstreamPath(service?.path, route.strip_path, 'v0')
+      )
     }
     const places: { readonly node: Node; readonly port: number | undefined }[] = []
     for (const text of route.hosts ?? []) {
@@ -333,10 +362,10 @@ export function compileRouter(
       const host = split[1]!
       const port = split[2] === undefined ? undefined : Number(split[2])
       const node = host.startsWith('*')
-        ? indexed(bySuffix, host.slice(1))
+        ? indexed(bySuffix, host.slice(1), newNode)
         : host.endsWith('*')
-          ? indexed(byPrefix, host.slice(0, -1))
-          : indexed(byHost, host)
+          ? indexed(byPrefix, host.slice(0, -1), newNode)
+          : indexed(byHost, host, newNode)
       places.push({ node, port })
     }
     if (places.length === 0) places.push({ node: anyHost, port: undefined })
@@ -344,8 +373,8 @@ export function compileRouter(
       for (const prefix of prefixes)
         insert(node, prefix, { entry, port, prefix, pattern: undefined })
       for (const source of patterns) {
-        const regex = compilePattern(source)
-        const hasGroups = new RegExp(`${regex.source}|`).exec('')!.length > 1
+        const regex = compilePattern(source, true)
+        const hasGroups = new RegExp(`${regex.source}|`, regex.flags).exec('')!.length > 1
         insert(node, literalPrefix(source), {
           entry,
           port,
@@ -361,29 +390,31 @@ export function compileRouter(
 
   return {
     match(input) {
-      const best: Best = { candidate: undefined, found: null }
-      search(anyHost, input, best)
+      const search = new Search(input)
+      search.walk(anyHost)
       const { host } = input
       const exact = byHost.get(host)
-      if (exact !== undefined) search(exact, input, best)
+      if (exact !== undefined) search.walk(exact)
       if (bySuffix.size > 0) {
         for (let dot = host.indexOf('.'); dot !== -1; dot = host.indexOf('.', dot + 1)) {
           const node = bySuffix.get(host.slice(dot))
-          if (node !== undefined) search(node, input, best)
+          if (node !== undefined) search.walk(node)
         }
       }
       if (byPrefix.size > 0) {
         for (let dot = host.indexOf('.'); dot !== -1; dot = host.indexOf('.', dot + 1)) {
           const node = byPrefix.get(host.slice(0, dot + 1))
-          if (node !== undefined) search(node, input, best)
+          if (node !== undefined) search.walk(node)
         }
       }
-      const { candidate, found } = best
+      const { candidate, found } = search
       if (candidate === undefined) return undefined
+      const { route, service, upstreamPath } = candidate.entry
       return {
-        route: candidate.entry.route,
-        service: candidate.entry.service,
-        prefix: found === null ? candidate.prefix : found[0],
+        route,
+        service,
+        upstreamPath,
+        prefix: found === null ? candidate.prefix : encodePath(found[0]),
         captures: found === null || !candidate.pattern!.hasGroups ? undefined : capturesOf(found)
       }
     }

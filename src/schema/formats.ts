@@ -1,5 +1,6 @@
 import { createPrivateKey, X509Certificate } from 'node:crypto'
 import { isIP } from 'node:net'
+import { patternProblem } from './patterns.ts'
 
 /** What is wrong with a text, and what to write; undefined when it is well formed. */
 export type FormatCheck = (text: string) => Finding | undefined
@@ -141,29 +142,13 @@ export function normalisePath(path: string): string {
   return `/${segments.join('/')}`
 }
 
-/** The JavaScript form of a route's regular expression; undefined when it does not compile. */
-function compiles(pattern: string): string | undefined {
-  try {
-    new RegExp(pattern.replace(/\(\?P</g, '(?<'), 'u')
-    return undefined
-  } catch {
-    try {
-      // Rust and PCRE accept escapes of any punctuation, which the `u` flag refuses.
-      new RegExp(pattern.replace(/\(\?P</g, '(?<'))
-      return undefined
-    } catch (error) {
-      return error instanceof Error ? error.message.replace(/^.*: /s, '') : ''
-    }
-  }
-}
-
 function checkRoutePath(text: string): Finding | undefined {
   if (text.startsWith('~')) {
     if (!text.startsWith('~/') && !text.startsWith('~^/')) {
       const message = 'should start with: / (fixed path) or ~/ (regex path)'
       return { message, fix: 'Start the regular expression with ~/' }
     }
-    const reason = compiles(text.slice(1))
+    const reason = patternProblem(text.slice(1))
     if (reason === undefined) return undefined
     return { message: `invalid regex: ${reason}`, fix: 'Correct the regular expression' }
   }

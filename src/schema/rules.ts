@@ -4,6 +4,7 @@ import { looksLikeReference } from '../vault/reference.ts'
 import { checkKeyPair } from './certificates.ts'
 import type { Segments } from './document.ts'
 import { normalisePath } from './formats.ts'
+import { patternProblem } from './patterns.ts'
 import type { Row } from './row.ts'
 import { isRecord } from './walk.ts'
 
@@ -141,10 +142,25 @@ function checkRoute(route: Fields, report: Report): void {
       }
     }
   }
-  if (isRecord(route.headers)) {
-    for (const name of Object.keys(route.headers)) {
-      if (name.toLowerCase() !== 'host') continue
+  if (isRecord(route.headers)) checkRouteHeaders(route.headers, report)
+}
+
+function checkRouteHeaders(headers: Fields, report: Report): void {
+  for (const [name, values] of Object.entries(headers)) {
+    if (name.toLowerCase() === 'host') {
       report(['headers', name], "cannot contain 'host' header", "Use the field 'hosts'")
+    }
+    for (const [index, value] of (Array.isArray(values) ? values : []).map(text).entries()) {
+      // Compared in lower case, pattern included.
+      const reason = value.startsWith('~*')
+        ? patternProblem(value.slice(2).toLowerCase())
+        : undefined
+      if (reason === undefined) continue
+      report(
+        ['headers', name, index],
+        `invalid regex: ${reason}`,
+        'Correct the regular expression; it is read in lower case'
+      )
     }
   }
 }
