@@ -1,23 +1,26 @@
 # syntax=docker/dockerfile:1
 
-FROM node:24-slim AS dependencies
+FROM node:24-slim AS build
 WORKDIR /opt/postern
 COPY package.json package-lock.json ./
 # No dependency needs an install script, so none may run.
-RUN npm ci --omit=dev --ignore-scripts
+RUN npm ci --ignore-scripts
+COPY scripts scripts
+COPY src src
+RUN node scripts/bundle.ts && npm prune --omit=dev --ignore-scripts
 
 FROM node:24-slim
 LABEL org.opencontainers.image.title="Postern" \
       org.opencontainers.image.description="An HTTP gateway whose configuration holds no secret" \
       org.opencontainers.image.licenses="Apache-2.0"
-# Node runs the TypeScript sources as they are; exec makes it the process that gets the signals.
-RUN printf '#!/bin/sh\nexec node --disable-sigusr1 /opt/postern/src/cli.ts "$@"\n' > /usr/local/bin/postern \
+# exec makes node the process that gets the signals.
+RUN printf '#!/bin/sh\nexec node --disable-sigusr1 /opt/postern/dist/cli.js "$@"\n' > /usr/local/bin/postern \
  && chmod 755 /usr/local/bin/postern \
  && rm -rf /usr/local/lib/node_modules /usr/local/bin/npm /usr/local/bin/npx /usr/local/bin/corepack /opt/yarn* /usr/local/bin/yarn* \
  && mkdir /etc/postern
 COPY package.json LICENSE /opt/postern/
-COPY --from=dependencies /opt/postern/node_modules /opt/postern/node_modules
-COPY src /opt/postern/src
+COPY --from=build /opt/postern/node_modules /opt/postern/node_modules
+COPY --from=build /opt/postern/dist /opt/postern/dist
 
 ENV NODE_ENV=production \
     POSTERN_CONFIG=/etc/postern/postern.yaml

@@ -60,8 +60,7 @@ await t.test('the image runs any command of postern, and start without one', asy
   const script = final.find(
     ({ name, value }) => name === 'RUN' && value.includes('/usr/local/bin/postern')
   )!.value
-  t.match(script, 'exec node --disable-sigusr1 /opt/postern/src/cli.ts "$@"')
-  t.ok(existsSync(join(root, 'src/cli.ts')))
+  t.match(script, 'exec node --disable-sigusr1 /opt/postern/dist/cli.js "$@"')
 })
 
 await t.test('the image tells its health and where its configuration is', async t => {

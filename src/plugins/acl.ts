@@ -1,4 +1,4 @@
-import { Type } from 'typebox'
+import * as Type from 'typebox'
 import { type Complaint, definePlugin, type Exchange } from './plugin.ts'
 
 const Groups = Type.Array(Type.String({ minLength: 1 }))

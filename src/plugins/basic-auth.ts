@@ -1,5 +1,6 @@
 import { isUtf8 } from 'node:buffer'
-import { type Static, Type } from 'typebox'
+import type { Static } from 'typebox'
+import * as Type from 'typebox'
 import { oneOf } from '../schema/fields.ts'
 import type { Authored } from '../schema/referenceable.ts'
 import {

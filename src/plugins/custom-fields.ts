@@ -1,4 +1,4 @@
-import { Type } from 'typebox'
+import * as Type from 'typebox'
 import { isRecord } from '../schema/walk.ts'
 import type { Complaint, Exchange } from './plugin.ts'
 

@@ -1,6 +1,7 @@
 import { validateHeaderValue } from 'node:http'
-import { type Static, Type } from 'typebox'
-import { Pool } from 'undici'
+import type { Static } from 'typebox'
+import * as Type from 'typebox'
+import type { Pool } from 'undici'
 import { LogDenied, LogEndpointInvalid, LogRefused } from '../errors.ts'
 import { oneOf } from '../schema/fields.ts'
 import { type Authored, referenceable } from '../schema/referenceable.ts'
@@ -62,10 +63,13 @@ export default definePlugin({
   schema,
   translate,
   check,
-  setup(config, context) {
+  async setup(config, context) {
     const { log, scope } = context
+    // The control thread has every plugin for its schema; what setup needs stays out of its memory.
+    const { Pool } = await import('undici')
     const edit = compileCustomFields(config.custom_fields_by_lua)
-    const sink = createSink(config, async () => (await context.refresh()) !== undefined)
+    const refresh = async (): Promise<boolean> => (await context.refresh()) !== undefined
+    const sink = createSink(config, refresh, Pool)
     const name = `http-log ${scope.instanceName ?? scope.id}`
     const queue = context.keep(`queue:${scope.id}`, () => new Queue(name, log))
     const detach = queue.attach(sink)
@@ -100,13 +104,13 @@ interface Endpoint {
 }
 
 /** Delivers batches over kept connections; `refresh` re-reads the secrets and gives whether any changed. */
-function createSink(config: Config, refresh: () => Promise<boolean>): Sink {
+function createSink(config: Config, refresh: () => Promise<boolean>, Client: typeof Pool): Sink {
   const endpoint = parseEndpoint(config.http_endpoint.reveal())
   const headers = headersOf(config, endpoint)
   const { method, queue } = config
   const timeout = Math.ceil(config.timeout)
   const keepalive = Math.max(1, Math.ceil(config.keepalive))
-  const pool = new Pool(endpoint.origin, {
+  const pool = new Client(endpoint.origin, {
     connections: queue.concurrency_limit === 1 ? 1 : MAX_CONNECTIONS,
     allowH2: false,
     connect: { timeout, rejectUnauthorized: config.ssl_verify },

@@ -1,4 +1,5 @@
-import { type Static, Type } from 'typebox'
+import type { Static } from 'typebox'
+import * as Type from 'typebox'
 import { oneOf } from '../schema/fields.ts'
 import type { Logger } from './plugin.ts'
 

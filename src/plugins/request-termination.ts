@@ -1,5 +1,5 @@
 import { hostname } from 'node:os'
-import { Type } from 'typebox'
+import * as Type from 'typebox'
 import { type Complaint, definePlugin, type Exchange } from './plugin.ts'
 
 /** What the plugin itself says to a status. */

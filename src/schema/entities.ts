@@ -1,4 +1,5 @@
-import { type Static, Type } from 'typebox'
+import type { Static } from 'typebox'
+import * as Type from 'typebox'
 import { Name, oneOf, Path, Tags, Uuid } from './fields.ts'
 import { HealthChecksSchema } from './healthchecks.ts'
 import { referenceable } from './referenceable.ts'

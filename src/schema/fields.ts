@@ -1,4 +1,5 @@
-import { type Static, type TSchema, Type } from 'typebox'
+import type { Static, TSchema } from 'typebox'
+import * as Type from 'typebox'
 
 /** Lower-case UUID text. */
 export const Uuid = Type.String({ format: 'uuid' })

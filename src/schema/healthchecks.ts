@@ -1,4 +1,4 @@
-import { Type } from 'typebox'
+import * as Type from 'typebox'
 import { oneOf, Path } from './fields.ts'
 
 const strict = { additionalProperties: false } as const

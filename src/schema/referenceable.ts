@@ -1,4 +1,5 @@
-import { type Static, type TSchema, Type } from 'typebox'
+import type { Static, TSchema } from 'typebox'
+import * as Type from 'typebox'
 import { looksLikeReference } from '../vault/reference.ts'
 import { Secret } from '../vault/secret.ts'
 import { deepFreeze } from './freeze.ts'

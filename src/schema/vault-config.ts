@@ -1,4 +1,5 @@
-import { type TSchema, Type } from 'typebox'
+import type { TSchema } from 'typebox'
+import * as Type from 'typebox'
 import { isRecord } from './walk.ts'
 
 /** Settings that every vault takes besides those of its type. Times in seconds. */

@@ -1,7 +1,7 @@
 import { unwatchFile, watchFile } from 'node:fs'
 import { open, realpath } from 'node:fs/promises'
 import { join, sep } from 'node:path'
-import { Type } from 'typebox'
+import * as Type from 'typebox'
 import { SecretMalformed, VaultDenied, VaultUnreachable } from '../../errors.ts'
 import type { Backend, BackendType, Fetched } from '../backend.ts'
 
