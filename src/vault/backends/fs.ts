@@ -30,7 +30,10 @@ export const fsBackend: BackendType = {
   open(config): Backend {
     const root = config.prefix as string
     return {
-      fetch: resource => readSecret(root, resource),
+      async fetch(resource, _version, signal) {
+        signal.throwIfAborted()
+        return readSecret(root, resource)
+      },
       watch(resource, changed) {
         if (!isInside(resource)) return () => {}
         const path = join(root, resource)

@@ -1,0 +1,26 @@
+import { mkdir, mkdtemp, rename, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { dirname, join } from 'node:path'
+import t from 'tap'
+import { fsBackend } from '../../../src/vault/backends/fs.ts'
+import { backendContract, withoutFaults } from '../backend-contract.ts'
+
+await backendContract(t, 'fs', async () => {
+  const root = await mkdtemp(join(tmpdir(), 'postern-fs-'))
+  return {
+    type: fsBackend,
+    config: { prefix: root },
+    async put(resource, value) {
+      const path = join(root, resource)
+      await mkdir(dirname(path), { recursive: true })
+      await writeFile(`${path}~`, typeof value === 'string' ? value : JSON.stringify(value))
+      await rename(`${path}~`, path)
+      return undefined
+    },
+    remove: resource => rm(join(root, resource)),
+    resource: name => `folder/${name}`,
+    fault() {},
+    close: () => rm(root, { recursive: true }),
+    skip: withoutFaults('a file system has no such fault that a test could switch on')
+  }
+})
