@@ -1,13 +1,17 @@
 import { readFile } from 'node:fs/promises'
 import type { Worker } from 'node:worker_threads'
-import { type Config, loadConfig } from './config.ts'
+import { type CertificateExpiry, certificateExpiries } from './certificate-expiry.ts'
+import { type Config, type Entities, loadConfig } from './config.ts'
 import { validateUses } from './config-values.ts'
 import { ConfigError, type Problem } from './errors.ts'
 import { createLogger } from './log.ts'
+import { Metrics } from './metrics.ts'
 import { plugins } from './plugins/index.ts'
 import type { Logger } from './plugins/plugin.ts'
+import { createCounts } from './proxy/counts.ts'
 import { selfSigned } from './proxy/tls.ts'
 import { redactor } from './redaction.ts'
+import { kinds } from './schema/kinds.ts'
 import {
   type Collected,
   collectSettings,
@@ -263,6 +267,8 @@ class ControlThread implements Gateway {
   #status: StatusServer | undefined
   #unwatch: () => void = () => {}
   #lastReload: { at: number; ok: boolean; error?: string } | undefined
+  readonly #metrics = new Metrics()
+  #certificates: readonly CertificateExpiry[] | undefined
   #draining = false
   #loads = 0
   readonly #graces = new Map<string, NodeJS.Timeout>()
@@ -386,6 +392,7 @@ class ControlThread implements Gateway {
     this.#loads++
     for (const [text, state] of secrets) this.#limitGrace(text, state, this.#secrets.get(text))
     this.#secrets = new Map(secrets)
+    this.#certificates = undefined
     maskSecrets(secrets)
     redactor.retain(name => !name.startsWith('{') || secrets.has(name))
     for (const warning of loaded.config.warnings) this.#warn(warning)
@@ -443,6 +450,7 @@ class ControlThread implements Gateway {
       this.#secrets.set(text, state)
     }
     maskSecrets(states)
+    this.#certificates = undefined
   }
 
   reload(): Promise<void> {
@@ -455,6 +463,7 @@ class ControlThread implements Gateway {
         if (loaded.config.text === this.#loaded?.config.text) {
           await loaded.set.close()
           this.#lastReload = { at, ok: true }
+          this.#metrics.reloaded(true)
           return
         }
         const secrets = await this.#resolve(loaded, false)
@@ -462,12 +471,14 @@ class ControlThread implements Gateway {
         await this.#threads!.apply({ generation })
         this.#adopt(loaded, secrets)
         this.#lastReload = { at, ok: true }
+        this.#metrics.reloaded(true)
         this.#log.info(
           { file: loaded.config.file, routes: loaded.config.routes.length },
           'configuration reloaded'
         )
       } catch (error) {
         await loaded?.set.close()
+        this.#metrics.reloaded(false)
         this.#lastReload = { at, ok: false, error: (error as Error).message }
         const problems = error instanceof ConfigError ? error.problems : undefined
         this.#log.error(
@@ -536,6 +547,7 @@ class ControlThread implements Gateway {
               })
         }
       }),
+      metrics: () => this.#renderMetrics(),
       unready: () => this.#unready(),
       vaults: () => ({ references: this.#vaultStatus() }),
       config: () => ({
@@ -548,6 +560,42 @@ class ControlThread implements Gateway {
       },
       refresh: async (prefix: string | undefined) => ({ changed: await this.refresh(prefix) })
     }
+  }
+
+  async #renderMetrics(): Promise<string> {
+    const { config, set } = this.#loaded ?? {}
+    const stats = await this.#threads?.stats()
+    return this.#metrics.render({
+      version,
+      startedAt: this.#startedAt,
+      workers: { configured: this.settings.workers, serving: this.#threads?.serving ?? 0 },
+      inFlight: stats?.inFlight ?? 0,
+      webSockets: stats?.webSockets ?? 0,
+      requests: this.#threads?.counts ?? createCounts(),
+      entities: config === undefined ? {} : countEntities(config),
+      lastReload: this.#lastReload,
+      references: set?.status() ?? [],
+      tokens: this.#tokens(),
+      certificates: config === undefined ? [] : this.#expiries(config)
+    })
+  }
+
+  /** When the credential of each vault in use ends, for those that know. */
+  #tokens(): readonly { readonly vault: string; readonly expiresAt: number }[] {
+    const tokens = new Map<string, number>()
+    for (const text of this.#secrets.keys()) {
+      const reference = parseReference(text)
+      const vault = this.#loaded?.set.resourceOf(reference)?.vault
+      const expiresAt = vault?.backend.health?.().tokenExpiresAt
+      if (expiresAt !== undefined) tokens.set(reference.vault, expiresAt)
+    }
+    return [...tokens].map(([vault, expiresAt]) => ({ vault, expiresAt }))
+  }
+
+  /** When each configured certificate ends; computed once for each change of a certificate. */
+  #expiries(config: Config): readonly CertificateExpiry[] {
+    this.#certificates ??= certificateExpiries(config, this.#secrets, this.settings.sslCert)
+    return this.#certificates
   }
 
   #unready(): readonly string[] {
@@ -588,6 +636,10 @@ class ControlThread implements Gateway {
     await this.#vaults.close()
     await this.#store?.close()
   }
+}
+
+function countEntities(config: Config): Readonly<Record<string, number>> {
+  return Object.fromEntries(kinds.map(({ name }) => [name, config[name as keyof Entities].length]))
 }
 
 function sharedMemory(): Readonly<Record<string, SharedArrayBuffer>> {

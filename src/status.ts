@@ -8,6 +8,8 @@ export interface StatusSource {
   status(): Promise<object>
   /** Why the node does not serve; empty when it does. `GET /status/ready`. */
   unready(): readonly string[]
+  /** In Prometheus's text format. `GET /metrics`. */
+  metrics(): Promise<string>
   /** `GET /vaults`. */
   vaults(): object
   /** The configuration as authored. `GET /config`. */
@@ -45,6 +47,11 @@ export async function openStatus(
         ? { status: 200, body: { ready: true } }
         : { status: 503, body: { ready: false, reasons } }
     },
+    'GET /metrics': async () => ({
+      status: 200,
+      body: await source.metrics(),
+      type: 'text/plain; version=0.0.4; charset=utf-8'
+    }),
     'GET /vaults': () => ({ status: 200, body: source.vaults() }),
     'GET /config': () => {
       const { text } = source.config()

@@ -1,6 +1,7 @@
 import { Worker } from 'node:worker_threads'
 import { type Remote, serveCalls } from './calls.ts'
 import type { Logger } from './plugins/plugin.ts'
+import { createCounts, type RequestCounts } from './proxy/counts.ts'
 import type { Settings } from './settings.ts'
 import type { Generation } from './snapshot.ts'
 import type { ControlCalls, Update, WorkerCalls, WorkerData } from './worker.ts'
@@ -19,6 +20,7 @@ interface Thread {
   readonly number: number
   readonly worker: Worker
   readonly calls: Remote<WorkerCalls>
+  readonly counts: RequestCounts
   listening: boolean
 }
 
@@ -33,6 +35,8 @@ export class Threads {
   readonly #options: ThreadsOptions
   readonly #threads = new Map<number, Thread>()
   #generation: Generation
+  /** What the threads that ended had counted. */
+  readonly #ended = createCounts()
   #ports: readonly number[] = []
   #closing = false
   #next = 1
@@ -79,6 +83,7 @@ export class Threads {
   #spawn(attempt = 0): Thread {
     const { settings, product, shared, fallbackCertificate, log, control } = this.#options
     const number = this.#next++
+    const counts = createCounts()
     const data: WorkerData = {
       thread: number,
       settings,
@@ -87,7 +92,8 @@ export class Threads {
       ports: this.#ports,
       reusePort: settings.workers > 1,
       shared,
-      fallbackCertificate
+      fallbackCertificate,
+      counts
     }
     const worker = new Worker(
       new URL(import.meta.url.endsWith('.ts') ? './worker.ts' : './worker.js', import.meta.url),
@@ -100,6 +106,7 @@ export class Threads {
       number,
       worker,
       calls: serveCalls<ControlCalls, WorkerCalls>(worker, control),
+      counts,
       listening: false
     }
     this.#threads.set(number, thread)
@@ -109,6 +116,7 @@ export class Threads {
     )
     worker.on('exit', () => {
       this.#threads.delete(number)
+      addTo(this.#ended, counts)
       if (this.#closing || !thread.listening) return
       const delay =
         Date.now() - bornAt > MAX_RESTART_DELAY
@@ -176,6 +184,14 @@ export class Threads {
     }
   }
 
+  /** What all threads have counted since the start, those that ended included. */
+  get counts(): RequestCounts {
+    const sum = createCounts()
+    addTo(sum, this.#ended)
+    for (const { counts } of this.#threads.values()) addTo(sum, counts)
+    return sum
+  }
+
   async stats(): Promise<{ readonly inFlight: number; readonly webSockets: number }> {
     const each = await Promise.allSettled(
       [...this.#threads.values()].map(({ calls }) => calls.stats())
@@ -204,4 +220,8 @@ export class Threads {
       })
     )
   }
+}
+
+function addTo(sum: RequestCounts, counts: RequestCounts): void {
+  for (const [index, count] of counts.entries()) sum[index]! += count
 }

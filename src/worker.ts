@@ -4,6 +4,7 @@ import { createLogger, logWarnings } from './log.ts'
 import { plugins } from './plugins/index.ts'
 import { Kept } from './plugins/instance.ts'
 import type { Store } from './plugins/plugin.ts'
+import type { RequestCounts } from './proxy/counts.ts'
 import { createResolver } from './proxy/dns.ts'
 import { Handler } from './proxy/handler.ts'
 import { WebSockets } from './proxy/websocket.ts'
@@ -30,6 +31,7 @@ export interface WorkerData {
   readonly reusePort: boolean
   readonly shared: Readonly<Record<string, SharedArrayBuffer>>
   readonly fallbackCertificate: { readonly cert: string; readonly key: string }
+  readonly counts: RequestCounts
 }
 
 /** What the control thread asks of a data-plane thread. */
@@ -117,6 +119,7 @@ const handler = new Handler(
     ownHeaders: settings.ownHeaders,
     maxBodySize: settings.maxBodySize,
     accessLog: settings.accessLog,
+    counts: data.counts,
     log
   },
   () => current

@@ -4,6 +4,7 @@ import type { Chains } from '../plugins/chain.ts'
 import { runAccess, runLog, runPhase } from '../plugins/chain.ts'
 import type { Instance } from '../plugins/instance.ts'
 import type { Directory, Exchange, Logger } from '../plugins/plugin.ts'
+import { countRequest, type RequestCounts } from './counts.ts'
 import type { ExchangeOptions, RawRequest, RawResponse } from './exchange.ts'
 import { HttpExchange } from './exchange.ts'
 import { httpLayerBody, upstreamFailure } from './failure.ts'
@@ -44,6 +45,7 @@ export interface HandlerOptions {
   /** Most bytes of a request body; 0 is unlimited. */
   readonly maxBodySize: number
   readonly accessLog: boolean
+  readonly counts: RequestCounts
   readonly log: Logger
 }
 
@@ -489,6 +491,8 @@ export class Handler implements ForwardOwner {
     // 499: the client closed before anything was answered.
     if (exchange.response.status === 0) exchange.response.status = 499
     runLog(exchange.selected, exchange, this.#hookFailed)
+    const milliseconds = performance.now() - exchange.startedMark
+    countRequest(this.#options.counts, exchange.response.status, milliseconds)
     if (this.#options.accessLog) {
       const { request, response } = exchange
       this.#options.log.info(
@@ -498,7 +502,7 @@ export class Handler implements ForwardOwner {
           method: request.method,
           path: request.path,
           status: response.status,
-          ms: Math.round(performance.now() - exchange.startedMark)
+          ms: Math.round(milliseconds)
         },
         'request'
       )

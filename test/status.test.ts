@@ -1,0 +1,180 @@
+import http from 'node:http'
+import type { AddressInfo } from 'node:net'
+import t, { type Test } from 'tap'
+import { ConfigError } from '../src/errors.ts'
+import { redactor } from '../src/redaction.ts'
+import { openStatus, type StatusSource } from '../src/status.ts'
+import { startGateway, startUpstream } from './harness.ts'
+
+const SOURCE: StatusSource = {
+  status: async () => ({ version: '1.2.3' }),
+  unready: () => [],
+  metrics: async () => 'postern_up 1\n',
+  vaults: () => ({ references: [] }),
+  config: () => ({ file: 'f', text: '_format_version: "3.0"\n' }),
+  reload: async () => ({ reloaded: true }),
+  refresh: async prefix => ({ changed: prefix === 'fs' ? 1 : 2 })
+}
+
+async function open(test: Test, source: Partial<StatusSource> = {}): Promise<string> {
+  const server = await openStatus({ ...SOURCE, ...source }, '127.0.0.1', 0)
+  test.teardown(() => server.close())
+  return `http://127.0.0.1:${server.port}`
+}
+
+const post = (url: string, headers: Record<string, string> = {}): Promise<Response> =>
+  fetch(url, { method: 'POST', headers })
+
+t.test('each path gives what it is for', async t => {
+  const url = await open(t)
+  t.same(await (await fetch(`${url}/status`)).json(), { version: '1.2.3' })
+  t.same(await (await fetch(`${url}/status/ready`)).json(), { ready: true })
+  t.same(await (await fetch(`${url}/vaults`)).json(), { references: [] })
+  const config = await fetch(`${url}/config`)
+  t.equal(config.headers.get('content-type'), 'application/yaml; charset=utf-8')
+  t.equal(config.headers.get('cache-control'), 'no-store')
+  t.equal(await config.text(), '_format_version: "3.0"\n')
+  t.equal(await (await fetch(`${url}/metrics`)).text(), 'postern_up 1\n')
+  t.same(await (await post(`${url}/reload`)).json(), { reloaded: true })
+  t.same(await (await post(`${url}/vaults/refresh?prefix=fs`)).json(), { changed: 1 })
+  t.same(await (await post(`${url}/vaults/refresh`)).json(), { changed: 2 })
+})
+
+t.test('HEAD is GET without the body', async t => {
+  const url = await open(t)
+  const response = await fetch(`${url}/status`, { method: 'HEAD' })
+  t.equal(response.status, 200)
+  t.ok(Number(response.headers.get('content-length')) > 2)
+  t.equal(await response.text(), '')
+})
+
+t.test('unready is 503 with the reasons', async t => {
+  const url = await open(t, { unready: () => ['no configuration serves yet'] })
+  const response = await fetch(`${url}/status/ready`)
+  t.equal(response.status, 503)
+  t.same(await response.json(), { ready: false, reasons: ['no configuration serves yet'] })
+})
+
+t.test('other paths, methods and targets', async t => {
+  const url = await open(t)
+  const unknown = await fetch(`${url}/nothing`)
+  t.equal(unknown.status, 404)
+  t.match(await unknown.json(), { paths: /GET \/status/ })
+  const wrong = await post(`${url}/status`)
+  t.equal(wrong.status, 405)
+  t.match(await wrong.json(), { message: 'Use GET' })
+  t.equal((await fetch(`${url}/reload`)).status, 405)
+  const { port } = new URL(url)
+  const status = await new Promise(resolve =>
+    http.get({ host: '127.0.0.1', port, path: 'http://[' }, response => {
+      response.resume()
+      resolve(response.statusCode)
+    })
+  )
+  t.equal(status, 400)
+})
+
+t.test('a page in a browser can pull no trigger', async t => {
+  let pulled = 0
+  const trigger = async () => ({ pulled: ++pulled })
+  const url = await open(t, { reload: trigger, refresh: trigger })
+  for (const path of ['/reload', '/vaults/refresh']) {
+    t.equal((await post(url + path, { origin: 'https://evil.example' })).status, 403)
+  }
+  t.equal(pulled, 0)
+})
+
+t.test('a trigger that fails tells what is wrong', async t => {
+  const place = { file: 'f', line: 1, column: 2, path: 'services' }
+  const problem = { code: 'POSTERN_CONFIG_REQUIRED', message: 'missing', fix: 'Add it', place }
+  const url = await open(t, {
+    reload: async () => {
+      throw new ConfigError([problem])
+    },
+    refresh: async () => {
+      throw new Error('no such vault')
+    }
+  })
+  const reload = await post(`${url}/reload`)
+  t.equal(reload.status, 422)
+  t.match(await reload.json(), { code: 'POSTERN_CONFIG_INVALID', problems: [problem] })
+  t.same(await (await post(`${url}/vaults/refresh`)).json(), { message: 'no such vault' })
+})
+
+t.test('what breaks inside is told without its message', async t => {
+  const url = await open(t, {
+    status: async () => {
+      throw new Error('internal detail')
+    }
+  })
+  const response = await fetch(`${url}/status`)
+  t.equal(response.status, 500)
+  t.notMatch(await response.text(), /internal detail/)
+})
+
+t.test('no answer shows a resolved secret, whatever is in it', async t => {
+  redactor.hold('status test', ['resolved-secret'])
+  const url = await open(t, {
+    status: async () => ({ odd: 'resolved-secret' }),
+    metrics: async () => 'x{odd="resolved-secret"} 1\n',
+    reload: async () => {
+      throw new Error('refused resolved-secret')
+    }
+  })
+  for (const answer of [
+    await fetch(`${url}/status`),
+    await fetch(`${url}/metrics`),
+    await post(`${url}/reload`)
+  ]) {
+    const text = await answer.text()
+    t.match(text, '[secret]')
+    t.notMatch(text, 'resolved-secret')
+  }
+})
+
+t.test('an address that is taken rejects', async t => {
+  const server = http.createServer().listen(0, '127.0.0.1')
+  await new Promise(resolve => server.once('listening', resolve))
+  t.teardown(() => server.close())
+  const { port } = server.address() as AddressInfo
+  await t.rejects(openStatus(SOURCE, '127.0.0.1', port), { code: 'EADDRINUSE' })
+})
+
+t.test('of a running gateway', async t => {
+  await using upstream = await startUpstream()
+  await using gateway = await startGateway(
+    {
+      services: [{ name: 'echo', url: upstream.url, routes: [{ name: 'echo', paths: ['/'] }] }],
+      plugins: [{ name: 'key-auth' }],
+      consumers: [
+        { username: 'anna', keyauth_credentials: [{ key: '{vault://env/status-test-key}' }] },
+        { username: 'bert', keyauth_credentials: [{ key: '{vault://env/status-test-gone}' }] }
+      ]
+    },
+    { env: { STATUS_TEST_KEY: 'a-key-of-the-status', POSTERN_VAULT_START: 'degraded' } }
+  )
+  t.match((await gateway.status('/status')).json(), {
+    version: /^\d/,
+    workers: { configured: 1, serving: 1 },
+    inFlight: 0,
+    configuration: { loads: 1, services: 1, routes: 1, plugins: 1 }
+  })
+  const ready = await gateway.status('/status/ready')
+  t.equal(ready.status, 503)
+  t.match(ready.json(), { reasons: [/\{vault:\/\/env\/status-test-gone\} has no value \(absent/] })
+  const vaults = await gateway.status('/vaults')
+  t.match(vaults.json(), {
+    references: [
+      {
+        reference: '{vault://env/status-test-key}',
+        vault: 'env',
+        state: 'ok',
+        used: [/:\d+:\d+ consumers\[0\]\.keyauth_credentials\[0\]\.key$/]
+      },
+      { state: 'absent', last_error: /nothing is stored/ }
+    ]
+  })
+  const config = await gateway.status('/config')
+  t.match(config.body, '{vault://env/status-test-key}')
+  t.notMatch(vaults.body + config.body, /a-key-of-the-status/)
+})
