@@ -1,22 +1,8 @@
+import { type HcvServer, ROOT_TOKEN } from '../vault/hcv-server.ts'
 import { freePort, type LiveServer, startServer } from './server.ts'
 
-/** A real OpenBao in development mode: unsealed, in memory, `root` as its root token. */
-export interface OpenBao extends LiveServer {
-  readonly port: number
-  readonly url: string
-  /** Calls its API with the root token; gives the parsed answer, rejects unless it is 2xx. */
-  call(
-    method: string,
-    path: string,
-    body?: unknown,
-    headers?: Record<string, string>
-  ): Promise<Answer>
-}
-
-// biome-ignore lint/suspicious/noExplicitAny: tests look into answers of any shape
-export type Answer = any
-
-export const ROOT_TOKEN = 'root'
+/** A real OpenBao in development mode: unsealed, in memory, with the same root token as the fake. */
+export interface OpenBao extends LiveServer, HcvServer {}
 
 /** Starts `bao server -dev` on a free port. */
 export async function startOpenBao(): Promise<OpenBao> {

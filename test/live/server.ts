@@ -1,17 +1,22 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { accessSync, constants } from 'node:fs'
+import { accessSync, constants, globSync } from 'node:fs'
 import { type AddressInfo, createServer } from 'node:net'
 import { delimiter, join } from 'node:path'
 import { until } from '../harness.ts'
 
-/** Where `.ci/live-servers` puts what it installs; searched before PATH. */
+/** Where `.ci/live-servers` puts what it installs. */
 const installed = join(import.meta.dirname, '../../.live')
-const folders = ['python/bin', 'bin'].map(folder => join(installed, folder))
+const folders = [
+  ...['python/bin', 'bin'].map(folder => join(installed, folder)),
+  ...(process.env.PATH ?? '').split(delimiter),
+  // Debian keeps the programs of its database servers out of PATH.
+  ...globSync('/usr/lib/postgresql/*/bin')
+]
 
 /** The path of a server's executable or archive; undefined where it is not installed. */
 export function findServer(name: string): string | undefined {
-  for (const folder of [...folders, ...(process.env.PATH ?? '').split(delimiter)]) {
+  for (const folder of folders) {
     const path = join(folder, name)
     try {
       accessSync(path, name.endsWith('.jar') ? constants.R_OK : constants.X_OK)
@@ -71,7 +76,12 @@ export async function startServer(options: LiveServerOptions): Promise<LiveServe
   child.stdout.on('data', keep)
   child.stderr.on('data', keep)
   child.on('error', error => keep(Buffer.from(error.message)))
-  const kill = () => end(child)
+  const atExit = () => child.kill('SIGKILL')
+  process.on('exit', atExit)
+  const kill = async () => {
+    await end(child)
+    process.off('exit', atExit)
+  }
   try {
     await until(
       async () => {
