@@ -1,5 +1,7 @@
 import t from 'tap'
+import { hcvContract } from '../vault/hcv/contract.ts'
 import { hcvScenarios, type SetUpDatabase } from '../vault/hcv/scenarios.ts'
+import { behindFaults } from './fault-proxy.ts'
 import { startOpenBao } from './openbao.ts'
 import { startPostgres } from './postgres.ts'
 import { missing } from './server.ts'
@@ -27,5 +29,6 @@ const onPostgres: SetUpDatabase = async (t, server, { ttl, maxTtl }) => {
 }
 
 await t.test('a real OpenBao', { skip: missing('bao') }, async t => {
+  await hcvContract(t, async () => behindFaults(await startOpenBao()))
   await hcvScenarios(t, startOpenBao, missing('initdb') || onPostgres)
 })

@@ -1,7 +1,8 @@
 import { once } from 'node:events'
 import http, { type IncomingMessage, type RequestListener, type ServerResponse } from 'node:http'
 import https from 'node:https'
-import type { AddressInfo } from 'node:net'
+import type { AddressInfo, Socket } from 'node:net'
+import type { TLSSocket } from 'node:tls'
 
 /** What can be wrong between a gateway and a vault, or with what the vault answers. */
 export const faults = [
@@ -35,6 +36,8 @@ export interface ServiceRequest {
   readonly url: string
   readonly headers: IncomingMessage['headers']
   readonly body: string
+  /** The client's certificate (DER), where TLS asked for one and it was shown. */
+  readonly certificate?: Buffer
 }
 
 export interface ServiceAnswer {
@@ -87,7 +90,8 @@ export async function startFaultServer(
       method: incoming.method!,
       url: incoming.url!,
       headers: incoming.headers,
-      body: Buffer.concat(chunks).toString()
+      body: Buffer.concat(chunks).toString(),
+      ...certificateOf(incoming.socket)
     }
     requests.push(request)
     const playing = options.affects?.(request) === false ? undefined : fault
@@ -98,7 +102,7 @@ export async function startFaultServer(
     options.tls === undefined
       ? http.createServer(listener)
       : https.createServer(options.tls, listener)
-  const sockets = new Set<import('node:net').Socket>()
+  const sockets = new Set<Socket>()
   server.on('connection', socket => {
     sockets.add(socket)
     socket.on('close', () => sockets.delete(socket))
@@ -133,6 +137,11 @@ export async function startFaultServer(
     },
     close: stop
   }
+}
+
+function certificateOf(socket: Socket | TLSSocket): Pick<ServiceRequest, 'certificate'> {
+  const raw = 'encrypted' in socket ? socket.getPeerCertificate()?.raw : undefined
+  return raw === undefined ? {} : { certificate: raw }
 }
 
 async function deliver(

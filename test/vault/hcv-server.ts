@@ -1,9 +1,11 @@
 import { randomUUID, X509Certificate } from 'node:crypto'
-import { once } from 'node:events'
-import http, { type IncomingMessage, type ServerResponse } from 'node:http'
-import https from 'node:https'
-import type { AddressInfo, Socket } from 'node:net'
-import type { TLSSocket } from 'node:tls'
+import type { Fault, ServiceRequest } from './fault-server.ts'
+import {
+  type FaultServer,
+  RETRY_AFTER,
+  type ServiceAnswer,
+  startFaultServer
+} from './fault-server.ts'
 import { type Body, type Call, Refusal, type Reply, seconds } from './hcv/call.ts'
 import { Leases } from './hcv/engines.ts'
 import { Space, type Vault } from './hcv/space.ts'
@@ -28,39 +30,39 @@ export interface HcvServer {
   [Symbol.asyncDispose](): Promise<void>
 }
 
-/** What goes wrong with the next answers. */
-export interface Fault {
+/** An answer given instead of the true one. */
+export interface Override {
   /** Paths below `/v1/` concerned; all when left out. */
   readonly path?: RegExp
-  /** How many answers; all when left out. */
-  times?: number
-  /** What happens instead of an answer. */
-  readonly kind: 'status' | 'hang' | 'reset' | 'cut' | 'half' | 'huge' | 'drip' | 'page'
-  readonly status?: number
+  readonly status: number
   readonly headers?: Readonly<Record<string, string>>
-  readonly errors?: readonly string[]
+  /** The body; `{"errors":[]}` when left out. */
+  readonly body?: object | string
+  /** How many times; for good when left out. */
+  times?: number
 }
 
 /** One request the server has received. */
 export interface Seen {
   readonly method: string
   readonly path: string
-  readonly headers: IncomingMessage['headers']
+  readonly headers: ServiceRequest['headers']
   readonly body: Body
 }
 
 export interface FakeVault extends HcvServer {
-  /** Everything received, in order; entries may be taken out. */
+  /** Everything received, in order; may be emptied. */
   readonly seen: Seen[]
   readonly tokens: Tokens
   readonly leases: Leases
-  fault: Fault | undefined
+  /** Connections open now. */
+  readonly connections: number
+  override: Override | undefined
   sealed: boolean
   /** Answers everything with a redirect there, as a standby does whose forwarding is off. */
   standbyOf: string | undefined
-  /** Ends every connection, as a crash would; `listen` takes the same port again. */
-  stop(): Promise<void>
-  listen(): Promise<void>
+  /** Makes the answers to these paths fail, or sound again. */
+  fault(kind: Fault | undefined, path?: RegExp): Promise<void>
 }
 
 export interface FakeVaultOptions {
@@ -76,7 +78,17 @@ export interface FakeVaultOptions {
 
 /** Paths that are answered without a token. */
 const OPEN = /^(auth\/.+\/login(\/.*)?|sys\/wrapping\/lookup|sys\/unseal)$/
-const HUGE = 16 * 1024 * 1024
+/** How the service itself answers in a fault. */
+export const REFUSALS: Partial<Record<Fault, ServiceAnswer>> = {
+  denied: { status: 403, body: { errors: ['permission denied'] } },
+  absent: { status: 404, body: { errors: [] } },
+  throttled: {
+    status: 429,
+    headers: { 'Retry-After': String(RETRY_AFTER) },
+    body: { errors: ['request path "secret": rate limit quota exceeded'] }
+  },
+  unavailable: { status: 503, body: { errors: ['Vault is sealed'] } }
+}
 
 /**
  * A server that speaks the HTTP API of Vault and OpenBao as far as tests need it: both key-value
@@ -84,45 +96,67 @@ const HUGE = 16 * 1024 * 1024
  * which checks its proof. Its answers are those of OpenBao 2.7; test/live/hcv.live.ts runs the same
  * tests against the real one.
  */
-export async function startFakeVault(options: FakeVaultOptions = {}): Promise<FakeVault> {
-  const server = new Server(options)
-  await server.listen()
-  return server
+export async function startFakeVault({ tls }: FakeVaultOptions = {}): Promise<FakeVault> {
+  const vault = new FakeVaultServer()
+  let affected: RegExp | undefined
+  const wire = await startFaultServer((request, fault) => vault.serve(request, fault), {
+    affects: ({ url }) => affected?.test(pathOf(url)) !== false,
+    ...(tls === undefined
+      ? {}
+      : {
+          tls: {
+            cert: tls.cert,
+            key: tls.key,
+            requestCert: true,
+            rejectUnauthorized: tls.requireClient ?? false,
+            ...(tls.clients === undefined ? {} : { ca: tls.clients })
+          }
+        })
+  })
+  vault.attach(wire, (kind, path) => {
+    affected = path
+    return wire.fault(kind)
+  })
+  return vault
 }
 
-class Server implements FakeVault {
+/** What is asked below `/v1/`, without the query. */
+export function pathOf(url: string): string {
+  return new URL(url, 'http://vault').pathname.replace(/^\/v1\//, '')
+}
+
+class FakeVaultServer implements FakeVault {
   readonly seen: Seen[] = []
   readonly tokens = new Tokens()
   readonly leases = new Leases()
-  fault: Fault | undefined
+  override: Override | undefined
   standbyOf: string | undefined
-  port = 0
+  fault: FakeVault['fault'] = () => Promise.resolve()
   readonly #vault: Vault
   readonly #spaces = new Map<string, Space>()
-  readonly #server: http.Server | https.Server
-  readonly #protocol: string
+  #wire: FaultServer | undefined
 
-  constructor({ tls }: FakeVaultOptions) {
+  constructor() {
     this.#vault = { tokens: this.tokens, leases: this.leases, wrapped: new Map(), sealed: false }
     this.tokens.root(ROOT_TOKEN)
     this.#spaces.set('', new Space('', this.#vault))
-    const listener = (request: IncomingMessage, response: ServerResponse): void => {
-      void this.#serve(request, response)
-    }
-    this.#protocol = tls === undefined ? 'http' : 'https'
-    this.#server =
-      tls === undefined
-        ? http.createServer(listener)
-        : https.createServer(
-            {
-              cert: tls.cert,
-              key: tls.key,
-              requestCert: true,
-              rejectUnauthorized: tls.requireClient ?? false,
-              ...(tls.clients === undefined ? {} : { ca: tls.clients })
-            },
-            listener
-          )
+  }
+
+  attach(wire: FaultServer, fault: FakeVault['fault']): void {
+    this.#wire = wire
+    this.fault = fault
+  }
+
+  get port(): number {
+    return this.#wire!.port
+  }
+
+  get url(): string {
+    return this.#wire!.url
+  }
+
+  get connections(): number {
+    return this.#wire!.connections
   }
 
   get sealed(): boolean {
@@ -133,26 +167,8 @@ class Server implements FakeVault {
     this.#vault.sealed = sealed
   }
 
-  get url(): string {
-    return `${this.#protocol}://127.0.0.1:${this.port}`
-  }
-
-  async listen(): Promise<void> {
-    this.#server.listen(this.port, '127.0.0.1')
-    await once(this.#server, 'listening')
-    this.port = (this.#server.address() as AddressInfo).port
-  }
-
-  async stop(): Promise<void> {
-    if (!this.#server.listening) return
-    const closed = once(this.#server, 'close')
-    this.#server.close()
-    this.#server.closeAllConnections()
-    await closed
-  }
-
   [Symbol.asyncDispose](): Promise<void> {
-    return this.stop()
+    return this.#wire!.close()
   }
 
   async call(
@@ -161,57 +177,52 @@ class Server implements FakeVault {
     body: Body = {},
     headers: Record<string, string> = {}
   ): Promise<Answer> {
-    const { status, json } = await this.#answer({
+    const answer = await this.#answer({
       method,
       url: new URL(path, `${this.url}/v1/`),
       headers: { 'x-vault-token': ROOT_TOKEN, ...headers },
       body,
       peer: undefined
     })
-    if (status > 299) throw new Error(`${method} ${path}: ${status} ${JSON.stringify(json)}`)
-    return json
+    if (answer.status! > 299) {
+      throw new Error(`${method} ${path}: ${answer.status} ${JSON.stringify(answer.body)}`)
+    }
+    return answer.body
   }
 
-  async #serve(request: IncomingMessage, response: ServerResponse): Promise<void> {
-    const chunks: Buffer[] = []
-    try {
-      for await (const chunk of request) chunks.push(chunk as Buffer)
-    } catch {
-      return
-    }
-    const text = Buffer.concat(chunks).toString()
-    const url = new URL(request.url!, this.url)
-    const path = url.pathname.replace(/^\/v1\//, '')
-    const body = text === '' ? {} : JSON.parse(text)
-    this.seen.push({ method: request.method!, path, headers: request.headers, body })
+  /** Answers one request from the wire. */
+  async serve(request: ServiceRequest, fault: Fault | undefined): Promise<ServiceAnswer> {
+    const { method, url, headers, certificate } = request
+    const path = pathOf(url)
+    const body = request.body === '' ? {} : JSON.parse(request.body)
+    this.seen.push({ method, path, headers, body })
     if (this.standbyOf !== undefined) {
-      response.writeHead(307, { location: `${this.standbyOf}${request.url}` }).end()
-      return
+      return { status: 307, headers: { location: this.standbyOf + url } }
     }
-    if (this.#fails(path, request.socket, response)) return
-    const raw = (request.socket as TLSSocket).getPeerCertificate?.()?.raw
-    const { status, json } = await this.#answer({
-      method: request.method!,
-      url,
-      headers: request.headers,
+    const { override } = this
+    if (override !== undefined && override.path?.test(path) !== false) {
+      if (override.times !== undefined && --override.times === 0) this.override = undefined
+      return { body: { errors: [] }, ...override }
+    }
+    const refusal = fault && REFUSALS[fault]
+    if (refusal !== undefined) return refusal
+    return this.#answer({
+      method,
+      url: new URL(url, this.url),
+      headers,
       body,
-      peer: raw === undefined ? undefined : new X509Certificate(raw)
+      peer: certificate === undefined ? undefined : new X509Certificate(certificate)
     })
-    response.writeHead(status, {
-      'content-type': 'application/json',
-      'cache-control': 'no-store'
-    })
-    response.end(json === undefined ? undefined : `${JSON.stringify(json)}\n`)
   }
 
   async #answer(
     request: Pick<Call, 'method' | 'headers' | 'body' | 'peer'> & { readonly url: URL }
-  ): Promise<{ readonly status: number; readonly json?: object }> {
+  ): Promise<ServiceAnswer> {
     try {
       return await this.#judged(request)
     } catch (error) {
       if (!(error instanceof Refusal)) throw error
-      return { status: error.status, json: { errors: error.errors } }
+      return { status: error.status, body: { errors: error.errors } }
     }
   }
 
@@ -221,18 +232,20 @@ class Server implements FakeVault {
     headers,
     body,
     peer
-  }: Pick<Call, 'method' | 'headers' | 'body' | 'peer'> & { readonly url: URL }) {
-    const path = url.pathname.replace(/^\/v1\//, '')
+  }: Pick<Call, 'method' | 'headers' | 'body' | 'peer'> & {
+    readonly url: URL
+  }): Promise<ServiceAnswer> {
+    const path = pathOf(url.href)
     if (path === 'sys/unseal') {
       this.sealed = false
-      return { status: 200, json: { sealed: false } }
+      return { status: 200, body: { sealed: false } }
     }
     if (this.sealed) throw new Refusal(503, 'Vault is sealed')
     const namespace = String(headers['x-vault-namespace'] ?? '').replace(/^\/|\/$/g, '')
     if (path.startsWith('sys/namespaces/')) {
       const name = [namespace, path.slice('sys/namespaces/'.length)].filter(Boolean).join('/')
       this.#spaces.set(name, new Space(name, this.#vault))
-      return { status: 200, json: { data: { path: `${name}/` } } }
+      return { status: 200, body: { data: { path: `${name}/` } } }
     }
     const space = this.#spaces.get(namespace)
     if (space === undefined) throw new Refusal(404, 'namespace not found')
@@ -253,52 +266,13 @@ class Server implements FakeVault {
     if (wrapTtl === undefined) return { status: reply.status ?? 200, ...enveloped(reply) }
     return { status: 200, ...enveloped({}, space.wrap(reply, path, wrapTtl)) }
   }
-
-  /** Whether the fault in force took the answer over. */
-  #fails(path: string, socket: Socket, response: ServerResponse): boolean {
-    const fault = this.fault
-    if (fault === undefined || fault.path?.test(path) === false) return false
-    if (fault.times !== undefined && fault.times-- <= 1) this.fault = undefined
-    const head = { 'content-type': 'application/json' }
-    switch (fault.kind) {
-      case 'status':
-        response.writeHead(fault.status!, { ...head, ...fault.headers })
-        response.end(JSON.stringify({ errors: fault.errors ?? [] }))
-        break
-      case 'reset':
-        socket.resetAndDestroy()
-        break
-      case 'cut':
-        response.writeHead(200, { ...head, 'content-length': 1000 })
-        response.write('{"data": {"data"', () => socket.destroy())
-        break
-      case 'half':
-        response.writeHead(200, head).end('{"data": {"data": {"pass')
-        break
-      case 'huge':
-        response.writeHead(200, head).end(`{"data": {"data": {"a": "${'x'.repeat(HUGE)}"}}}`)
-        break
-      case 'drip': {
-        response.writeHead(200, head).write('{')
-        const timer = setInterval(() => response.write(' '), 50)
-        response.on('close', () => clearInterval(timer))
-        break
-      }
-      case 'page':
-        response.writeHead(200, { 'content-type': 'text/html' }).end('<html>welcome</html>')
-        break
-      case 'hang':
-        break
-    }
-    return true
-  }
 }
 
 /** The members every answer has. */
-function enveloped(reply: Reply, wrapInfo: object | null = null): { readonly json?: object } {
+function enveloped(reply: Reply, wrapInfo: object | null = null): { readonly body?: object } {
   if (reply.status === 204) return {}
   return {
-    json: {
+    body: {
       request_id: randomUUID(),
       lease_id: reply.lease_id ?? '',
       renewable: reply.renewable ?? false,

@@ -1,6 +1,9 @@
 import t from 'tap'
+import { hcvContract } from '../hcv/contract.ts'
 import { hcvScenarios } from '../hcv/scenarios.ts'
 import { startFakeVault } from '../hcv-server.ts'
+
+await hcvContract(t, startFakeVault)
 
 await t.test('what holds of every server', async t => {
   await hcvScenarios(t, startFakeVault, async (_, server, { ttl, maxTtl }) => {
