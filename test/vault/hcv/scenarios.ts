@@ -399,8 +399,12 @@ export async function hcvScenarios(t: Test, start: Start, setUpDatabase: SetUpDa
     await t.rejects(other.fetch('app'), { code: 'POSTERN_VAULT_DENIED' })
   })
 
-  await t.test(
-    'a token is renewed before it ends, and followed by another at its max_ttl',
+  // These wait for lives to pass, side by side.
+  t.jobs = 4
+  const buffered = true
+  const renewal = t.test(
+    'a token is renewed, and followed by another at its max_ttl',
+    { buffered },
     async t => {
       await using server = await start()
       await server.call('POST', 'secret/data/app', { data: { a: '1' } })
@@ -420,51 +424,59 @@ export async function hcvScenarios(t: Test, start: Start, setUpDatabase: SetUpDa
     }
   )
 
-  await t.test('a token that is found dead is followed by another', async t => {
-    await using server = await start()
-    await server.call('POST', 'secret/data/app', { data: { a: '1' } })
-    const { settings } = await appRole(server, { token_num_uses: 2 })
-    const vault = await opener(t).open(settings)
-    for (let i = 0; i < 6; i++) t.strictSame((await vault.fetch('app'))?.value, { a: '1' })
-    await t.rejects(vault.fetch('../sys/mounts'), { code: 'POSTERN_VAULT_DENIED' })
-  })
+  const death = t.test(
+    'a token that is found dead is followed by another',
+    { buffered },
+    async t => {
+      await using server = await start()
+      await server.call('POST', 'secret/data/app', { data: { a: '1' } })
+      const { settings } = await appRole(server, { token_num_uses: 2 })
+      const vault = await opener(t).open(settings)
+      for (let i = 0; i < 6; i++) t.strictSame((await vault.fetch('app'))?.value, { a: '1' })
+      await t.rejects(vault.fetch('../sys/mounts'), { code: 'POSTERN_VAULT_DENIED' })
+    }
+  )
 
-  await t.test('a given token is renewed; when it ends, the vault denies', async t => {
-    await using server = await start()
-    await server.call('POST', 'secret/data/app', { data: { a: '1' } })
-    const make = async (terms: object) =>
-      (await server.call('POST', 'auth/token/create', terms)).auth.client_token
-    const { open, warnings } = opener(t)
-    const settings = { port: server.port, kv: 'v2' }
-    const renewed = await open({ ...settings, token: await make({ ttl: '3s' }) })
-    const ends = await open({ ...settings, token: await make({ ttl: '2s', renewable: false }) })
-    await renewed.fetch('app')
-    await ends.fetch('app')
-    const first = renewed.backend.health!().tokenExpiresAt!
-    const fixed = ends.backend.health!().tokenExpiresAt!
-    t.ok(fixed <= Date.now() + 2000)
-    await until(() => renewed.backend.health!().tokenExpiresAt! > first + 1000, 'it is renewed')
-    await until(() => Date.now() > first + 500, 'the first life is over')
-    t.strictSame((await renewed.fetch('app'))?.value, { a: '1' })
-    await t.rejects(ends.fetch('app'), { code: 'POSTERN_VAULT_DENIED' })
-    t.ok(Math.abs(ends.backend.health!().tokenExpiresAt! - fixed) < 100)
-    t.match(warnings, [/give the vault a new one/])
-    const { file } = await folder(t)
-    const sink = await file('token', await make({ ttl: '2s', renewable: false }))
-    const followed = await open({ ...settings, token_file: sink })
-    await followed.fetch('app')
-    await file('token', await make({ ttl: '1h' }))
-    await until(
-      () => followed.backend.health!().tokenExpiresAt! > Date.now() + 60_000,
-      'the agent’s new token is read'
-    )
-    t.strictSame((await followed.fetch('app'))?.value, { a: '1' })
-  })
+  const given = t.test(
+    'a given token is renewed; when it ends, the vault denies',
+    { buffered },
+    async t => {
+      await using server = await start()
+      await server.call('POST', 'secret/data/app', { data: { a: '1' } })
+      const make = async (terms: object) =>
+        (await server.call('POST', 'auth/token/create', terms)).auth.client_token
+      const { open, warnings } = opener(t)
+      const settings = { port: server.port, kv: 'v2' }
+      const renewed = await open({ ...settings, token: await make({ ttl: '3s' }) })
+      const ends = await open({ ...settings, token: await make({ ttl: '2s', renewable: false }) })
+      await renewed.fetch('app')
+      await ends.fetch('app')
+      const first = renewed.backend.health!().tokenExpiresAt!
+      const fixed = ends.backend.health!().tokenExpiresAt!
+      t.ok(fixed <= Date.now() + 2000)
+      await until(() => renewed.backend.health!().tokenExpiresAt! > first + 1000, 'it is renewed')
+      await until(() => Date.now() > first + 500, 'the first life is over')
+      t.strictSame((await renewed.fetch('app'))?.value, { a: '1' })
+      await t.rejects(ends.fetch('app'), { code: 'POSTERN_VAULT_DENIED' })
+      t.ok(Math.abs(ends.backend.health!().tokenExpiresAt! - fixed) < 100)
+      t.match(warnings, [/give the vault a new one/])
+      const { file } = await folder(t)
+      const sink = await file('token', await make({ ttl: '2s', renewable: false }))
+      const followed = await open({ ...settings, token_file: sink })
+      await followed.fetch('app')
+      await file('token', await make({ ttl: '1h' }))
+      await until(
+        () => followed.backend.health!().tokenExpiresAt! > Date.now() + 60_000,
+        'the agent’s new token is read'
+      )
+      t.strictSame((await followed.fetch('app'))?.value, { a: '1' })
+    }
+  )
 
   const skip = typeof setUpDatabase === 'string' ? setUpDatabase : false
-  await t.test(
+  const leases = t.test(
     'leases are renewed, followed by others, and told to the cache',
-    { skip },
+    { buffered, skip },
     async t => {
       await using server = await start()
       await (setUpDatabase as SetUpDatabase)(t, server, { ttl: 6, maxTtl: 10 })
@@ -486,6 +498,8 @@ export async function hcvScenarios(t: Test, start: Start, setUpDatabase: SetUpDa
       await t.rejects(unknown, { code: 'POSTERN_VAULT_DENIED', message: /no such role/ })
     }
   )
+
+  await Promise.all([renewal, death, given, leases])
 }
 
 function userOf(fetched: Fetched | undefined): unknown {
