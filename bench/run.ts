@@ -1,204 +1,202 @@
-import { type ChildProcess, execFile, spawn, spawnSync } from 'node:child_process'
-import { once } from 'node:events'
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { writeFileSync } from 'node:fs'
+import { cpus, release, totalmem } from 'node:os'
 import { join } from 'node:path'
-import { promisify } from 'node:util'
+import {
+  answering,
+  closeLab,
+  cpuSeconds,
+  file,
+  load,
+  type Measured,
+  median,
+  need,
+  OTHER_CORE,
+  PROXY_CORE,
+  resident,
+  root,
+  start,
+  startUpstream,
+  stop
+} from './lab.ts'
+import { COLLECTOR_PORT, type Peer, peers, withTls } from './peers/index.ts'
+import { picture } from './picture.ts'
 
-// Compares the gateway with peers side by side: one run, the same pinned core for each proxy in
-// turn, the same upstream (nginx) and load (wrk) on another core, alternating rounds. Ratios of
-// medians count; absolute figures depend on the machine.
+// Compares the gateway with its peers, side by side in one run: each proxy in turn on the same core,
+// the same upstream (nginx) and load (wrk) on another, rounds alternating, medians of the rounds.
+// Ratios count; absolute figures belong to the machine. `npm run bench -- small-64 tls-64` measures
+// only those scenarios.
 
 const ROUNDS = Number(process.env.BENCH_ROUNDS ?? 5)
-const SECONDS = Number(process.env.BENCH_SECONDS ?? 4)
-const CONNECTIONS = Number(process.env.BENCH_CONNECTIONS ?? 64)
-const SOAK_SECONDS = Number(process.env.BENCH_SOAK_SECONDS ?? 60)
-const PROXY_CORE = '0'
-const OTHER_CORE = '1'
-const UPSTREAM_PORT = 19100
+const SECONDS = Number(process.env.BENCH_SECONDS ?? 3)
+const BASE = '@fastify/http-proxy'
 
-const directory = mkdtempSync(join(tmpdir(), 'postern-bench-'))
-const run = promisify(execFile)
-const has = (command: string): boolean => spawnSync('which', [command]).status === 0
-
-interface Peer {
+interface Scenario {
   readonly name: string
-  readonly port: number
-  readonly command: readonly string[]
-  readonly env?: Record<string, string>
+  readonly what: string
+  readonly path: string
+  readonly connections: number
+  readonly tls?: true
+  readonly headers?: readonly string[]
+  readonly script?: string
 }
 
-interface Measured {
-  readonly requestsPerSecond: number
-  readonly p50: number
-  readonly p99: number
-}
-
-for (const tool of ['wrk', 'nginx', 'taskset']) {
-  if (!has(tool)) {
-    console.error(
-      `The benchmark needs ${tool}; install it (Debian: apt-get install wrk nginx util-linux).`
-    )
-    process.exit(1)
+const upload = file(
+  'upload.lua',
+  `wrk.method = "POST"; wrk.body = string.rep("x", 102400); wrk.path = "/upload"`
+)
+const close = ['Connection: close']
+const scenarios: readonly Scenario[] = [
+  { name: 'small-1', what: '100 bytes, 1 connection', path: '/', connections: 1 },
+  { name: 'small-64', what: '100 bytes, 64 connections', path: '/', connections: 64 },
+  { name: 'small-512', what: '100 bytes, 512 connections', path: '/', connections: 512 },
+  {
+    name: 'new-64',
+    what: '100 bytes, a new connection each, 64 at a time',
+    path: '/',
+    connections: 64,
+    headers: close
+  },
+  { name: '10k-64', what: '10 kB, 64 connections', path: '/10k', connections: 64 },
+  { name: '1m-64', what: '1 MB, 64 connections', path: '/1m', connections: 64 },
+  {
+    name: 'upload-64',
+    what: '100 kB upload, 64 connections',
+    path: '/upload',
+    connections: 64,
+    script: upload
+  },
+  { name: 'tls-64', what: 'TLS, 100 bytes, 64 connections', path: '/', connections: 64, tls: true },
+  {
+    name: 'tls-new-64',
+    what: 'TLS, a new connection each, 64 at a time',
+    path: '/',
+    connections: 64,
+    tls: true,
+    headers: close
   }
-}
-
-function nginxConfig(name: string, server: string): string {
-  const path = join(directory, `${name}.conf`)
-  writeFileSync(
-    path,
-    `daemon off; worker_processes 1; pid ${directory}/${name}.pid; error_log ${directory}/${name}.log;
-events { worker_connections 4096; }
-http { access_log off; keepalive_requests 1000000; client_body_temp_path ${directory}/${name}-body; proxy_temp_path ${directory}/${name}-proxy;
-fastcgi_temp_path ${directory}/${name}-f; uwsgi_temp_path ${directory}/${name}-u; scgi_temp_path ${directory}/${name}-s;
-${server} }`
-  )
-  return path
-}
-
-const body = 'x'.repeat(100)
-const upstreamConfig = nginxConfig(
-  'upstream',
-  `server { listen 127.0.0.1:${UPSTREAM_PORT}; location / { return 200 "${body}"; } }`
-)
-const nginxPeer = nginxConfig(
-  'peer',
-  `upstream u { server 127.0.0.1:${UPSTREAM_PORT}; keepalive 128; keepalive_requests 1000000; }
-server { listen 127.0.0.1:19203; location / { proxy_pass http://u; proxy_http_version 1.1; proxy_set_header Connection ""; } }`
-)
-const posternConfig = join(directory, 'postern.yaml')
-writeFileSync(
-  posternConfig,
-  `_format_version: "3.0"
-services: [{ name: u, url: "http://127.0.0.1:${UPSTREAM_PORT}", routes: [{ name: all, paths: [/] }] }]`
-)
-
-const posternEnv = {
-  POSTERN_PROXY_LISTEN: '127.0.0.1:19201',
-  POSTERN_STATUS_LISTEN: '127.0.0.1:19207',
-  POSTERN_WORKERS: '1',
-  POSTERN_LOG_LEVEL: 'error'
-}
-const node = process.execPath
-const peers: Peer[] = [
-  {
-    name: 'postern',
-    port: 19201,
-    command: [node, 'src/cli.ts', 'start', '-c', posternConfig],
-    env: posternEnv
-  },
-  {
-    name: '@fastify/http-proxy',
-    port: 19202,
-    command: [node, 'bench/http-proxy.ts', '19202', `http://127.0.0.1:${UPSTREAM_PORT}`]
-  },
-  { name: 'nginx', port: 19203, command: ['nginx', '-c', nginxPeer, '-p', directory] }
 ]
 
-function pinned(
-  core: string,
-  command: readonly string[],
-  env: Record<string, string> = {}
-): ChildProcess {
-  return spawn('taskset', ['-c', core, ...command], {
-    stdio: ['ignore', 'ignore', 'inherit'],
-    env: { ...process.env, ...env }
-  })
+/** Medians of the rounds of one proxy in one scenario. */
+export interface Row {
+  readonly proxy: string
+  readonly requestsPerSecond: number
+  readonly megabytesPerSecond: number
+  /** To stock @fastify/http-proxy in the same scenario. */
+  readonly ratio: number
+  readonly p50: number
+  readonly p99: number
+  /** Microseconds of processor time for each request. */
+  readonly cpu: number
+  /** MiB resident after the load. */
+  readonly memory: number
+  readonly failed: number
 }
 
-async function answering(port: number, since = performance.now()): Promise<number> {
-  for (;;) {
-    const answer = await fetch(`http://127.0.0.1:${port}/`).catch(() => undefined)
-    if (answer?.status === 200) return performance.now() - since
-    if (performance.now() - since > 15_000) throw new Error(`nothing answers on port ${port}`)
-    await new Promise(resolve => setTimeout(resolve, 5))
-  }
+interface Round extends Measured {
+  readonly cpu: number
+  readonly memory: number
 }
 
-async function stopped(child: ChildProcess): Promise<void> {
-  if (child.exitCode !== null || child.signalCode !== null) return
-  child.kill('SIGTERM')
-  await once(child, 'exit')
-}
+need('wrk', 'nginx', 'taskset')
 
-const milliseconds = (text: string): number => {
-  const value = Number.parseFloat(text)
-  return text.endsWith('us') ? value / 1000 : text.endsWith('ms') ? value : value * 1000
-}
-
-async function load(port: number, seconds: number): Promise<Measured> {
-  const { stdout } = await run('taskset', [
-    '-c',
-    OTHER_CORE,
-    'wrk',
-    '-t1',
-    `-c${CONNECTIONS}`,
-    `-d${seconds}s`,
-    '--latency',
-    `http://127.0.0.1:${port}/`
-  ])
-  const non2xx = /Non-2xx[^:]*: (\d+)/.exec(stdout)
-  if (non2xx !== null) throw new Error(`${non2xx[1]} answers were not 2xx on port ${port}`)
-  return {
-    requestsPerSecond: Number(/Requests\/sec:\s+([\d.]+)/.exec(stdout)![1]),
-    p50: milliseconds(/50%\s+(\S+)/.exec(stdout)![1]!),
-    p99: milliseconds(/99%\s+(\S+)/.exec(stdout)![1]!)
-  }
-}
-
-const median = (values: readonly number[]): number =>
-  [...values].sort((a, b) => a - b)[values.length >> 1]!
-
-/** Resident memory of a process in MiB. */
-function resident(pid: number): number {
-  return Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))![1]) / 1024
-}
-
-const upstream = pinned(OTHER_CORE, ['nginx', '-c', upstreamConfig, '-p', directory])
-try {
-  await answering(UPSTREAM_PORT)
-  const results = new Map<string, Measured[]>(peers.map(({ name }) => [name, []]))
-  for (let round = 1; round <= ROUNDS; round++) {
-    for (const peer of peers) {
-      const child = pinned(PROXY_CORE, peer.command, peer.env)
-      await answering(peer.port)
-      await load(peer.port, 1)
-      results.get(peer.name)!.push(await load(peer.port, SECONDS))
-      await stopped(child)
+async function measure(peer: Peer, scenario: Scenario): Promise<Round> {
+  const { tls, path, connections, script, headers = [] } = scenario
+  const child = start(PROXY_CORE, (tls ? await withTls(peer) : peer).command, peer.env)
+  const origin = tls ? `https://127.0.0.1:${peer.tlsPort}` : `http://127.0.0.1:${peer.port}`
+  try {
+    await answering(`${origin}/`)
+    const run = {
+      url: origin + path,
+      connections,
+      headers: ['apikey: bench-key-0', ...headers],
+      ...(script === undefined ? {} : { script })
     }
-    console.error(`round ${round} of ${ROUNDS}`)
+    await load({ ...run, seconds: 1 })
+    const before = cpuSeconds(child)
+    const measured = await load({ ...run, seconds: SECONDS })
+    const cpu = ((cpuSeconds(child) - before) / measured.requests) * 1e6
+    return { ...measured, cpu, memory: resident(child) }
+  } finally {
+    await stop(child)
   }
-  const base = median(
-    results.get('@fastify/http-proxy')!.map(({ requestsPerSecond }) => requestsPerSecond)
-  )
-  console.log(
-    `\n${CONNECTIONS} connections, 100-byte responses, medians of ${ROUNDS} alternating rounds of ${SECONDS} s\n`
-  )
-  console.log(
-    '| proxy | requests/s | ratio to @fastify/http-proxy | p50 ms | p99 ms |\n| --- | ---: | ---: | ---: | ---: |'
-  )
-  for (const [name, rounds] of results) {
-    const rate = median(rounds.map(({ requestsPerSecond }) => requestsPerSecond))
-    console.log(
-      `| ${name} | ${Math.round(rate)} | ${(rate / base).toFixed(2)} | ${median(rounds.map(({ p50 }) => p50)).toFixed(2)} | ${median(rounds.map(({ p99 }) => p99)).toFixed(2)} |`
-    )
-  }
+}
 
-  const startedAt = performance.now()
-  const gateway = spawn(node, ['src/cli.ts', 'start', '-c', posternConfig], {
-    stdio: ['ignore', 'ignore', 'inherit'],
-    env: { ...process.env, ...posternEnv }
-  })
-  const ready = await answering(19201, startedAt)
-  await new Promise(resolve => setTimeout(resolve, 2000))
-  const idle = resident(gateway.pid!)
-  await load(19201, SOAK_SECONDS)
-  const after = resident(gateway.pid!)
-  console.log(
-    `\nfirst request served ${Math.round(ready)} ms after start; resident ${Math.round(idle)} MiB idle, ${Math.round(after)} MiB after ${SOAK_SECONDS} s of load`
+function rows(rounds: ReadonlyMap<string, readonly Round[]>): readonly Row[] {
+  const middle = (name: string, of: (round: Round) => number): number =>
+    median(rounds.get(name)!.map(of))
+  const base = middle(BASE, round => round.requestsPerSecond)
+  return [...rounds.keys()].map(proxy => ({
+    proxy,
+    requestsPerSecond: Math.round(middle(proxy, round => round.requestsPerSecond)),
+    megabytesPerSecond: Math.round(middle(proxy, round => round.bytesPerSecond) / 1e6),
+    ratio: Number((middle(proxy, round => round.requestsPerSecond) / base).toFixed(2)),
+    p50: middle(proxy, round => round.p50),
+    p99: middle(proxy, round => round.p99),
+    cpu: Math.round(middle(proxy, round => round.cpu)),
+    memory: Math.round(middle(proxy, round => round.memory)),
+    failed: rounds.get(proxy)!.reduce((sum, round) => sum + round.failed, 0)
+  }))
+}
+
+function table(scenario: Scenario, measured: readonly Row[]): string {
+  const lines = measured.map(
+    row =>
+      `| ${row.proxy} | ${row.requestsPerSecond} | ${row.ratio.toFixed(2)} | ${row.megabytesPerSecond} | ${row.p50.toFixed(2)} | ${row.p99.toFixed(2)} | ${row.cpu} | ${row.memory} | ${row.failed} |`
   )
-  await stopped(gateway)
+  return [
+    `\n### ${scenario.what}\n`,
+    `| proxy | requests/s | ratio to ${BASE} | MB/s | p50 ms | p99 ms | CPU µs/request | MiB | failed |`,
+    '| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |',
+    ...lines
+  ].join('\n')
+}
+
+try {
+  await startUpstream()
+  start(OTHER_CORE, [
+    process.execPath,
+    join(import.meta.dirname, 'peers/collector.ts'),
+    String(COLLECTOR_PORT)
+  ])
+  await answering(`http://127.0.0.1:${COLLECTOR_PORT}/`)
+  const all = await peers()
+  for (const { name, missing } of all) {
+    if (missing !== undefined) console.log(`left out: ${name} (${missing})`)
+  }
+  const chosen = process.argv.slice(2)
+  const results: Record<string, { readonly what: string; readonly rows: readonly Row[] }> = {}
+  for (const scenario of scenarios) {
+    if (chosen.length > 0 && !chosen.includes(scenario.name)) continue
+    const contenders = all.filter(
+      ({ missing, tlsPort }) => missing === undefined && !(scenario.tls && tlsPort === undefined)
+    )
+    const rounds = new Map<string, Round[]>(contenders.map(({ name }) => [name, []]))
+    for (let round = 0; round < ROUNDS; round++) {
+      for (const peer of [...contenders]) {
+        try {
+          rounds.get(peer.name)!.push(await measure(peer, scenario))
+        } catch (error) {
+          console.log(`left out of ${scenario.name}: ${peer.name} (${(error as Error).message})`)
+          rounds.delete(peer.name)
+          contenders.splice(contenders.indexOf(peer), 1)
+        }
+      }
+    }
+    results[scenario.name] = { what: scenario.what, rows: rows(rounds) }
+    console.log(table(scenario, results[scenario.name]!.rows))
+  }
+  const report = {
+    date: new Date().toISOString().slice(0, 10),
+    machine: `${cpus().length} × ${cpus()[0]!.model}, ${Math.round(totalmem() / 2 ** 30)} GiB, Linux ${release()}`,
+    node: process.version,
+    rounds: ROUNDS,
+    seconds: SECONDS,
+    scenarios: results
+  }
+  if (chosen.length === 0) {
+    writeFileSync(join(root, 'docs/bench.json'), `${JSON.stringify(report, null, 2)}\n`)
+    writeFileSync(join(root, 'docs/bench.svg'), picture(report))
+  }
 } finally {
-  await stopped(upstream)
-  rmSync(directory, { recursive: true, force: true })
+  await closeLab()
 }
