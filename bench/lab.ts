@@ -238,7 +238,7 @@ export function keyPair(): NonNullable<typeof pair> {
   }).then(({ cert, private: key }) => ({
     cert: file('cert.pem', cert),
     key: file('key.pem', key),
-    both: file('both.pem', cert + key)
+    both: file('both.pem', `${cert.trim()}\n${key.trim()}\n`)
   }))
   return pair
 }

@@ -74,7 +74,6 @@ export async function peers(): Promise<readonly Peer[]> {
     `{
 	admin off
 	auto_https off
-	persist_config off
 	storage file_system ${directory}/caddy
 }
 http://127.0.0.1:19205 {
@@ -90,7 +89,7 @@ https://127.0.0.1:19255 {
     'haproxy.cfg',
     `global
   nbthread 1
-  maxconn 20000
+  maxconn 4000
 defaults
   mode http
   timeout connect 5s
