@@ -73,6 +73,27 @@ export const LogDenied = createError<[string, number]>(
 )
 export const LogRefused = createError<[string, number]>('POSTERN_LOG_REFUSED', '%s answered %s')
 
+export const SecretUnavailable = createError<[string]>(
+  'POSTERN_SECRET_UNAVAILABLE',
+  '%s has no value now',
+  503
+)
+export const WebhookRefused = createError<[string]>(
+  'POSTERN_WEBHOOK_REFUSED',
+  'A delivery was refused: %s',
+  401
+)
+export const WebhookMalformed = createError<[string]>(
+  'POSTERN_WEBHOOK_MALFORMED',
+  'A delivery cannot be read: %s',
+  400
+)
+export const WebhookKeysUnavailable = createError<[string, string]>(
+  'POSTERN_WEBHOOK_KEYS',
+  'The keys of %s cannot be read: %s',
+  503
+)
+
 /** The vault asks to be asked less: every read of this vault waits, those of others do not. */
 function createThrottled() {
   const Throttled = createError<[string, string]>(

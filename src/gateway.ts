@@ -3,7 +3,7 @@ import type { Worker } from 'node:worker_threads'
 import { type CertificateExpiry, certificateExpiries } from './certificate-expiry.ts'
 import { type Config, type Entities, loadConfig } from './config.ts'
 import { validateUses } from './config-values.ts'
-import { ConfigError, type Problem } from './errors.ts'
+import { ConfigError, type Problem, SecretUnavailable } from './errors.ts'
 import { createLogger } from './log.ts'
 import { Metrics } from './metrics.ts'
 import { plugins } from './plugins/index.ts'
@@ -16,10 +16,11 @@ import {
   type Collected,
   collectSettings,
   parseSettings,
+  type SettingReference,
   type Settings,
   settingsTable
 } from './settings.ts'
-import { type Generation, maskSecrets, type SecretState } from './snapshot.ts'
+import { type Generation, maskSecrets, resolveTemplate, type SecretState } from './snapshot.ts'
 import { openStatus, type StatusServer } from './status.ts'
 import { memoryStore, type OwnedStore, redisStore } from './store.ts'
 import { Threads } from './threads.ts'
@@ -29,6 +30,9 @@ import { createRotation, type Rotation } from './vault/rotation.ts'
 import { createVaults, type Outcome, type VaultSet, type Vaults } from './vault/vaults.ts'
 import { product, version } from './version.ts'
 import { watchFile } from './watch.ts'
+import { Refresher } from './webhooks/refresher.ts'
+import type { Changed, LiveSecret, Webhooks } from './webhooks/source.ts'
+import type { WebhookSecret } from './webhooks/webhooks.ts'
 
 /** An open address of the data plane. */
 export interface OpenListener {
@@ -43,6 +47,8 @@ export interface Gateway {
   readonly listeners: readonly OpenListener[]
   /** Undefined when the status API is off. */
   readonly statusUrl: string | undefined
+  /** Undefined when the webhooks have no address of their own. */
+  readonly webhookUrl: string | undefined
   /** The data-plane threads, for supervision. */
   readonly workers: readonly Worker[]
   /** Loads the configuration again. Rejects with what is wrong; then the running one stays. */
@@ -60,6 +66,8 @@ export interface Prepared {
   readonly settings: Settings
   readonly warnings: readonly Problem[]
   readonly vaults: Vaults
+  /** Settings whose values come out of vaults. */
+  readonly references: readonly SettingReference[]
 }
 
 /** The vaults of a process with this environment; nothing is asked yet. */
@@ -87,7 +95,7 @@ export async function prepareSettings(env: Environment): Promise<Prepared> {
   }
   const { settings, warnings } = parseSettings(collected, text => resolved.get(text))
   maskSettings(settings, collected)
-  return { settings, warnings, vaults }
+  return { settings, warnings, vaults, references: collected.references }
 }
 
 /** Fields of a default vault that authenticate the gateway, by what their names have in common. */
@@ -267,6 +275,14 @@ class ControlThread implements Gateway {
   #status: StatusServer | undefined
   #unwatch: () => void = () => {}
   #lastReload: { at: number; ok: boolean; error?: string } | undefined
+  /** Settings that follow their vaults while the gateway runs. */
+  readonly #liveSettings: readonly SettingReference[]
+  #webhookServer: { host: string; port: number; close(): Promise<void> } | undefined
+  readonly #refresher = new Refresher<string>(texts =>
+    this.#exclusively(async () => this.#rotation?.refresh(uniqueReferences([...texts]))).catch(
+      error => this.#log.error({ err: error }, 'a refresh failed')
+    )
+  )
   readonly #metrics = new Metrics()
   #certificates: readonly CertificateExpiry[] | undefined
   #draining = false
@@ -278,17 +294,20 @@ class ControlThread implements Gateway {
   >()
   listeners: readonly OpenListener[] = []
 
-  constructor({ settings, warnings, vaults }: Prepared) {
+  constructor({ settings, warnings, vaults, references }: Prepared) {
     this.settings = settings
+    this.#liveSettings = references.filter(({ name }) => LIVE_SETTINGS.has(name))
     this.#vaults = vaults
     this.#warnings = warnings
     this.#log = createLogger({ level: settings.logLevel, format: settings.logFormat, thread: 0 })
   }
 
   get statusUrl(): string | undefined {
-    if (this.#status === undefined) return undefined
-    const { host, port } = this.#status
-    return `http://${host.includes(':') ? `[${host}]` : host}:${port}`
+    return this.#status === undefined ? undefined : urlOf(this.#status)
+  }
+
+  get webhookUrl(): string | undefined {
+    return this.#webhookServer === undefined ? undefined : urlOf(this.#webhookServer)
   }
 
   get workers(): readonly Worker[] {
@@ -299,11 +318,13 @@ class ControlThread implements Gateway {
     const { settings } = this
     try {
       for (const warning of this.#warnings) this.#warn(warning)
+      const webhooks = await this.#openWebhooks()
       if (settings.statusListen !== undefined) {
         this.#status = await openStatus(
           this.#statusSource(),
           settings.statusListen.host,
-          settings.statusListen.port
+          settings.statusListen.port,
+          settings.webhookListen === undefined ? webhooks : undefined
         )
       }
       const loaded = await readConfig(settings, this.#vaults)
@@ -346,6 +367,7 @@ class ControlThread implements Gateway {
             ({ host, port, ssl }) => `${ssl ? 'https' : 'http'}://${host}:${port}`
           ),
           status: this.statusUrl,
+          webhooks: this.webhookUrl,
           workers: settings.workers,
           routes: loaded.config.routes.length,
           references: secrets.size
@@ -358,6 +380,50 @@ class ControlThread implements Gateway {
     }
   }
 
+  /** The webhooks that are set, listening if they have an address of their own. */
+  async #openWebhooks(): Promise<Webhooks | undefined> {
+    if (!WEBHOOK_SETTINGS.some(name => this.settings[name] !== undefined)) return undefined
+    // Loaded on demand: most gateways have none.
+    const { createWebhooks } = await import('./webhooks/webhooks.ts')
+    const webhooks = createWebhooks({
+      settings: this.settings,
+      secret: name => this.#liveSetting(name),
+      changed: changed => this.#refreshChanged(changed),
+      log: this.#log
+    })
+    const { webhookListen: own } = this.settings
+    if (webhooks !== undefined && own !== undefined) {
+      const { port, close } = await webhooks.listen(own.host, own.port)
+      this.#webhookServer = { host: own.host, port, close }
+    }
+    return webhooks
+  }
+
+  /** A secret setting as its vault has it now. */
+  #liveSetting(name: WebhookSecret): LiveSecret | undefined {
+    const authored = this.#liveSettings.find(setting => setting.name === name)
+    if (authored === undefined) {
+      const value = this.settings[name]
+      return value === undefined ? undefined : { value }
+    }
+    const lacking = authored.references.some(text => {
+      const state = this.#secrets.get(text)
+      return state === undefined || 'failure' in state
+    })
+    if (lacking) throw new SecretUnavailable(authored.place.path)
+    return resolveTemplate(authored.template, this.#secrets)
+  }
+
+  /** Refreshes, soon, the references that an event of a vault may concern; gives how many. */
+  #refreshChanged(changed: readonly Changed[]): number {
+    const types = new Map(this.#loaded?.config.vaults.map(({ prefix, name }) => [prefix, name]))
+    const concerned = uniqueReferences([...this.#secrets.keys()]).filter(reference =>
+      changed.some(change => concerns(change, reference, types))
+    )
+    this.#refresher.request(concerned.map(({ text }) => text))
+    return concerned.length
+  }
+
   /** Runs a task after every earlier one of the queue. */
   #exclusively<T>(task: () => Promise<T>): Promise<T> {
     const result = this.#queue.then(task)
@@ -366,14 +432,22 @@ class ControlThread implements Gateway {
   }
 
   async #resolve(loaded: Loaded, degraded: boolean): Promise<ReadonlyMap<string, SecretState>> {
-    const outcomes = await resolveAll(loaded)
+    const outcomes = await resolveAll(loaded, this.#liveSettings)
     const problems = problemsOf(loaded.config, outcomes)
     if (problems.length > 0) {
       const unusable = problems.filter(problem => problem.reference === undefined)
       if (!degraded || unusable.length > 0) throw new ConfigError(problems)
       for (const problem of problems) this.#warn(problem)
     }
-    return new Map([...outcomes].map(([text, outcome]) => [text, this.#stateOf(text, outcome)]))
+    const own = new Set(loaded.config.uses.flatMap(use => use.references))
+    return new Map(
+      [...outcomes].map(([text, outcome]) => {
+        const before = this.#secrets.get(text)
+        // A setting keeps its last good value, whatever becomes of its vault.
+        const kept = outcome.state !== 'ok' && !own.has(text) ? before : undefined
+        return [text, kept ?? this.#stateOf(text, outcome)]
+      })
+    )
   }
 
   #stateOf(text: string, outcome: Outcome): SecretState {
@@ -435,10 +509,13 @@ class ControlThread implements Gateway {
     )
     const next = new Map<string, SecretState>([...this.#secrets, ...states])
     const affected = config.uses.filter(use => use.references.some(text => states.has(text)))
-    const problems = validateUses(config, plugins, affected, text => {
-      const state = next.get(text)
-      return state === undefined || 'failure' in state ? undefined : state
-    })
+    const problems = [
+      ...validateUses(config, plugins, affected, text => {
+        const state = next.get(text)
+        return state === undefined || 'failure' in state ? undefined : state
+      })
+    ]
+    problems.push(...unfitSettings(this.#liveSettings, states, next))
     if (problems.length > 0) throw new ConfigError(problems)
     await this.#apply(states)
   }
@@ -631,11 +708,70 @@ class ControlThread implements Gateway {
     this.#rotation?.close()
     for (const timer of this.#graces.values()) clearTimeout(timer)
     await this.#threads?.close(this.settings.shutdownTimeout * 1000)
+    this.#refresher.close()
+    await this.#webhookServer?.close()
     await this.#status?.close()
     await this.#loaded?.set.close()
     await this.#vaults.close()
     await this.#store?.close()
   }
+}
+
+type WebhookSetting = WebhookSecret | 'webhookGcpAudience' | 'webhookAzureAudience'
+
+/** Each of these turns a webhook on. */
+const WEBHOOK_SETTINGS: readonly WebhookSetting[] = [
+  'webhookSecret',
+  'webhookAwsSecret',
+  'webhookAzureSecret',
+  'webhookGcpAudience',
+  'webhookAzureAudience'
+]
+
+/** Settings whose references are followed while the gateway runs. */
+const LIVE_SETTINGS: ReadonlySet<string> = new Set<WebhookSecret>([
+  'webhookSecret',
+  'webhookAwsSecret',
+  'webhookAzureSecret'
+])
+
+/** Settings that could not be what their references have become. */
+function unfitSettings(
+  settings: readonly SettingReference[],
+  changed: ReadonlyMap<string, SecretState>,
+  secrets: ReadonlyMap<string, SecretState>
+): readonly Problem[] {
+  return settings
+    .filter(({ references }) => references.some(text => changed.has(text)))
+    .flatMap(({ name, template, place }) => {
+      try {
+        const { parse } = settingsTable[name as keyof typeof settingsTable]
+        parse(resolveTemplate(template, secrets).value, () => {})
+        return []
+      } catch (error) {
+        const { message, fix = 'Correct what the vault holds.' } = error as Error & { fix?: string }
+        return [
+          { code: 'POSTERN_SETTING_INVALID', message: `${place.path} ${message}`, fix, place }
+        ]
+      }
+    })
+}
+
+/** Whether a change at a vault may concern a reference; `types` are those of the file's own vaults. */
+function concerns(
+  { types, vault, names }: Changed,
+  reference: Reference,
+  ownTypes: ReadonlyMap<string, string>
+): boolean {
+  if (vault !== undefined && vault !== reference.vault) return false
+  if (types !== undefined && !types.includes(ownTypes.get(reference.vault) ?? reference.vault))
+    return false
+  const resource = reference.resource.toLowerCase()
+  return names === undefined || names.some(name => name.toLowerCase() === resource)
+}
+
+function urlOf({ host, port }: { readonly host: string; readonly port: number }): string {
+  return `http://${host.includes(':') ? `[${host}]` : host}:${port}`
 }
 
 function countEntities(config: Config): Readonly<Record<string, number>> {

@@ -424,6 +424,15 @@ function readPem(value: string): string {
   }
 }
 
+/** An https address, or a plain one of this machine. */
+export const secureUrl: Parse<string> = value => {
+  const url = URL.parse(value)
+  const local = ['127.0.0.1', '[::1]', 'localhost'].includes(url?.hostname ?? '')
+  if (url === null || !(url.protocol === 'https:' || (url.protocol === 'http:' && local)))
+    throw new Misfit('is not an https address', 'Write https://host/path.')
+  return value
+}
+
 /** The address of a Redis server. */
 export const redisUrl: Parse<string> = value => {
   const url = URL.parse(value)

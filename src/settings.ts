@@ -22,6 +22,7 @@ import {
   redisUrl,
   seconds,
   secretText,
+  secureUrl,
   statusListener,
   text,
   toggle,
@@ -185,6 +186,57 @@ export const settingsTable = {
     secret: true,
     parse: secretText(16),
     doc: 'Key of the fingerprints that tell secrets apart, at least 16 characters. Random for each output when unset.'
+  }),
+  webhookListen: setting('POSTERN_WEBHOOK_LISTEN', {
+    default: 'off',
+    parse: statusListener,
+    doc: 'Address of its own for the webhooks of vaults; off serves them with the status API.'
+  }),
+  webhookSecret: setting('POSTERN_WEBHOOK_SECRET', {
+    secret: true,
+    parse: secretText(16),
+    doc: 'Turns the generic webhook on: key of its HMAC, text or whsec_ and base64.'
+  }),
+  webhookAwsSecret: setting('POSTERN_WEBHOOK_AWS_SECRET', {
+    secret: true,
+    parse: secretText(16),
+    doc: 'Turns the webhook of AWS EventBridge on: what its connection sends as X-Webhook-Secret.'
+  }),
+  webhookGcpAudience: setting('POSTERN_WEBHOOK_GCP_AUDIENCE', {
+    parse: text,
+    doc: 'Turns the webhook of Google Pub/Sub on: the audience of the push subscription.'
+  }),
+  webhookGcpAccount: setting('POSTERN_WEBHOOK_GCP_ACCOUNT', {
+    parse: text,
+    doc: 'Address of the service account that the push subscription authenticates as.'
+  }),
+  webhookGcpKeysUrl: setting('POSTERN_WEBHOOK_GCP_KEYS_URL', {
+    default: 'https://www.googleapis.com/oauth2/v3/certs',
+    parse: secureUrl,
+    doc: "JSON Web Key Set of Google's tokens."
+  }),
+  webhookAzureSecret: setting('POSTERN_WEBHOOK_AZURE_SECRET', {
+    secret: true,
+    parse: secretText(16),
+    doc: 'Turns the webhook of Azure Event Grid on: secret in the query or in X-Webhook-Secret.'
+  }),
+  webhookAzureAudience: setting('POSTERN_WEBHOOK_AZURE_AUDIENCE', {
+    parse: text,
+    doc: 'Turns it on with Entra ID: the application the event subscription asks a token for.'
+  }),
+  webhookAzureTenant: setting('POSTERN_WEBHOOK_AZURE_TENANT', {
+    parse: text,
+    doc: 'Tenant that issues those tokens.'
+  }),
+  webhookAzureClient: setting('POSTERN_WEBHOOK_AZURE_CLIENT', {
+    default: '4962773b-9cdb-44cf-a8bf-237846a00ab7',
+    parse: text,
+    doc: 'Application they are issued to: Event Grid of the public cloud.'
+  }),
+  webhookAzureKeysUrl: setting('POSTERN_WEBHOOK_AZURE_KEYS_URL', {
+    default: 'https://login.microsoftonline.com/common/discovery/keys',
+    parse: secureUrl,
+    doc: "JSON Web Key Set of Entra ID's tokens."
   }),
   sessionRedisUrl: setting('POSTERN_SESSION_REDIS_URL', {
     secret: true,
@@ -403,7 +455,10 @@ export function parseSettings(
     ...parseValues(authored, name => !referring.has(name), problems, []),
     ...parseValues(authored, name => referring.has(name), problems, warnings, true)
   } as Values
-  if (problems.length === 0) checkPair(values, problems)
+  if (problems.length === 0) {
+    checkPair(values, problems)
+    checkTogether(values, problems)
+  }
   if (problems.length > 0) throw new ConfigError(problems)
   const { headers, headersUpstream, headersNamespace, ...rest } = values
   const ownHeaders = { ...headers, namespace: headersNamespace, upstreamRequestId: headersUpstream }
@@ -497,6 +552,23 @@ function checkPair({ sslCert, sslCertKey }: Values, problems: Problem[]): void {
         `is not the key of ${certificateName}`,
         'Give the key the certificate was made with.'
       )
+    )
+  }
+}
+
+/** Settings that mean nothing without another: who may sign must be told, not only for whom. */
+function checkTogether(values: Values, problems: Problem[]): void {
+  for (const [name, other] of [
+    ['webhookGcpAudience', 'webhookGcpAccount'],
+    ['webhookGcpAccount', 'webhookGcpAudience'],
+    ['webhookAzureAudience', 'webhookAzureTenant'],
+    ['webhookAzureTenant', 'webhookAzureAudience']
+  ] as const) {
+    if (values[name] === undefined || values[other] !== undefined) continue
+    const { variable } = settingsTable[other]
+    const there = settingsTable[name].variable
+    problems.push(
+      problem('INVALID', variable, `is not set, but ${there} is`, 'Set both or neither.')
     )
   }
 }

@@ -1,6 +1,7 @@
 import http, { type IncomingMessage, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { redactor } from './redaction.ts'
+import { WEBHOOK_PATH, type Webhooks } from './webhooks/source.ts'
 
 /** What the status API tells and does; the gateway gives it. */
 export interface StatusSource {
@@ -32,12 +33,14 @@ type Action = (url: URL) => Promise<Answer> | Answer
 
 /**
  * Opens the status API on an address of its own. It only reads, but for two triggers; the
- * configuration's truth is the file. Built on node:http, so that the control thread stays light.
+ * configuration's truth is the file. It answers the webhooks too, unless they have an address of
+ * their own. Built on node:http, so that the control thread stays light.
  */
 export async function openStatus(
   source: StatusSource,
   host: string,
-  port: number
+  port: number,
+  webhooks?: Webhooks
 ): Promise<StatusServer> {
   const actions: Readonly<Record<string, Action>> = {
     'GET /status': async () => ({ status: 200, body: await source.status() }),
@@ -62,6 +65,10 @@ export async function openStatus(
       attempt(() => source.refresh(url.searchParams.get('prefix') ?? undefined))
   }
   const server = http.createServer((request, response) => {
+    if (webhooks !== undefined && request.url?.startsWith(WEBHOOK_PATH)) {
+      webhooks.serve(request, response)
+      return
+    }
     respond(request, actions).then(
       answer => write(response, answer, request.method === 'HEAD'),
       () =>

@@ -10,7 +10,7 @@ const RANKS: readonly RegExp[] = [
   /^plugins\//,
   /^proxy\//,
   /^(settings|setting-values|config|config-values|certificate-expiry|snapshot|log|redaction|metrics|watch|report|diff|fingerprint|calls|store)$/,
-  /^(server|status|worker|threads)$/,
+  /^(server|status|worker|threads|webhooks\/.*)$/,
   /^(gateway|index|cli|commands\/.*)$/
 ]
 const IMPORT = /(?:\bfrom|\bimport|\bimport\()\s*'(\.[^']+)\.ts'/g

@@ -399,6 +399,18 @@ await t.test('a certificate is a path, PEM, or base64 of PEM, and its key fits',
   )
 })
 
+await t.test('who signs a webhook must be told with for whom', async t => {
+  const { webhookGcpAudience: audience, webhookAzureTenant: tenant } = settingsTable
+  t.match(problems({ [audience.variable]: 'https://gateway.example' }), [
+    { place: { path: 'POSTERN_WEBHOOK_GCP_ACCOUNT' }, message: /is not set/ }
+  ])
+  t.match(problems({ [tenant.variable]: 'tenant' }), [
+    { place: { path: 'POSTERN_WEBHOOK_AZURE_AUDIENCE' } }
+  ])
+  t.match(says({ POSTERN_WEBHOOK_GCP_KEYS_URL: 'http://example.com' }), /not an https address/)
+  t.match(says({ POSTERN_WEBHOOK_SECRET: 'short' }), /too short/)
+})
+
 await t.test('trusted peers', async t => {
   const trusted = trustedPeers(['10.0.0.0/8', '192.0.2.7', 'fd00::/8'])
   for (const ip of ['10.1.2.3', '192.0.2.7', 'fd12::1', '::ffff:10.0.0.1']) t.ok(trusted(ip), ip)
