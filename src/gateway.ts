@@ -12,6 +12,7 @@ import { createCounts } from './proxy/counts.ts'
 import { selfSigned } from './proxy/tls.ts'
 import { redactor } from './redaction.ts'
 import { kinds } from './schema/kinds.ts'
+import { maskSecrets, resolveTemplate, type SecretState } from './secrets.ts'
 import {
   type Collected,
   collectSettings,
@@ -20,7 +21,7 @@ import {
   type Settings,
   settingsTable
 } from './settings.ts'
-import { type Generation, maskSecrets, resolveTemplate, type SecretState } from './snapshot.ts'
+import type { Generation } from './snapshot.ts'
 import { openStatus, type StatusServer } from './status.ts'
 import { memoryStore, type OwnedStore, redisStore } from './store.ts'
 import { Threads } from './threads.ts'

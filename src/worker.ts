@@ -9,13 +9,12 @@ import { createResolver } from './proxy/dns.ts'
 import { Handler } from './proxy/handler.ts'
 import { WebSockets } from './proxy/websocket.ts'
 import { redactor } from './redaction.ts'
+import { maskSecrets, type SecretState } from './secrets.ts'
 import { type Listening, openServer } from './server.ts'
 import { type Settings, trustedPeers } from './settings.ts'
 import {
   buildSnapshot,
   type Generation,
-  maskSecrets,
-  type SecretState,
   type Snapshot,
   type SnapshotEnvironment
 } from './snapshot.ts'
