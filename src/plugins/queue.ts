@@ -138,6 +138,8 @@ export class Queue {
     if (lost > 0) this.#report(lost, 'the queue was closed before they could be delivered')
     this.#waiting = []
     this.#head = 0
+    this.#batch = undefined
+    this.#bytes = 0
     for (const sink of this.#sinks.splice(0)) this.#release(sink)
     await Promise.all(this.#tasks)
   }
