@@ -93,6 +93,10 @@ export const WebhookKeysUnavailable = createError<[string, string]>(
   'The keys of %s cannot be read: %s',
   503
 )
+export const SessionTooLarge = createError<[number]>(
+  'POSTERN_SESSION_TOO_LARGE',
+  'A session of %s characters does not fit into its cookies'
+)
 
 /** The vault asks to be asked less: every read of this vault waits, those of others do not. */
 function createThrottled() {

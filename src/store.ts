@@ -10,6 +10,11 @@ export interface OwnedStore extends Store {
   close(): Promise<void>
 }
 
+/** Whole and never 0, which would mean no end to one store and an error to the other. */
+function milliseconds(seconds: number): number {
+  return Math.max(1, Math.ceil(seconds * 1000))
+}
+
 /** A store in this process's memory, bounded; its entries are gone with the process. */
 export function memoryStore(): OwnedStore {
   const entries = new LRUCache<string, string>({ max: MAX_ENTRIES })
@@ -18,11 +23,11 @@ export function memoryStore(): OwnedStore {
       return entries.get(key)
     },
     async set(key, value, ttl) {
-      entries.set(key, value, { ttl: ttl * 1000 })
+      entries.set(key, value, { ttl: milliseconds(ttl) })
     },
     async expire(key, ttl) {
       const value = entries.get(key)
-      if (value !== undefined) entries.set(key, value, { ttl: ttl * 1000 })
+      if (value !== undefined) entries.set(key, value, { ttl: milliseconds(ttl) })
     },
     async delete(key) {
       entries.delete(key)
@@ -57,11 +62,11 @@ export async function redisStore(url: string, log: Logger): Promise<OwnedStore> 
     },
     async set(key, value, ttl) {
       await client.set(KEY_PREFIX + key, value, {
-        expiration: { type: 'PX', value: Math.ceil(ttl * 1000) }
+        expiration: { type: 'PX', value: milliseconds(ttl) }
       })
     },
     async expire(key, ttl) {
-      await client.pExpire(KEY_PREFIX + key, Math.ceil(ttl * 1000))
+      await client.pExpire(KEY_PREFIX + key, milliseconds(ttl))
     },
     async delete(key) {
       await client.del(KEY_PREFIX + key)

@@ -5,30 +5,37 @@ import { findParameter, type ParameterValues, removeParameter } from './paramete
 export interface BodyFormat {
   /** The field's values in order; none when it is absent or the body is not well formed. */
   find(body: Buffer, name: string): ParameterValues
+  /** Whether the field is there with any value but null. */
+  has(body: Buffer, name: string): boolean
   /** The body without the field, everything else byte for byte. */
   remove(body: Buffer, name: string): Buffer
 }
 
 const FORM: BodyFormat = {
   find: (body, name) => findParameter(body.toString(), name),
+  has: (body, name) => findParameter(body.toString(), name).length > 0,
   remove: (body, name) =>
     Buffer.from(removeParameter(body.toString('latin1'), name) ?? '', 'latin1')
 }
 
 const JSON_OBJECT: BodyFormat = {
   find(body, name) {
-    let document: unknown
-    try {
-      document = JSON.parse(body.toString())
-    } catch {
-      return []
-    }
-    if (!isRecord(document) || !Object.hasOwn(document, name)) return []
-    const value = document[name]
+    const value = memberOf(body, name)
     const values = Array.isArray(value) ? value : [value]
     return values.filter(item => typeof item === 'string')
   },
+  has: (body, name) => (memberOf(body, name) ?? null) !== null,
   remove: removeMember
+}
+
+/** A member of a JSON object's text; undefined when it has none or is no such text. */
+function memberOf(body: Buffer, name: string): unknown {
+  try {
+    const document: unknown = JSON.parse(body.toString())
+    return isRecord(document) && Object.hasOwn(document, name) ? document[name] : undefined
+  } catch {
+    return undefined
+  }
 }
 
 /** The format of a body by its Content-Type; undefined for kinds without fields. */
@@ -65,13 +72,14 @@ interface Part {
 }
 
 function multipart(boundary: string): BodyFormat {
+  const named = (body: Buffer, name: string): readonly Part[] =>
+    (partsOf(body, boundary) ?? []).filter(part => part.name === name)
   return {
     find: (body, name) =>
-      (partsOf(body, boundary) ?? [])
-        .filter(part => part.name === name)
-        .map(part => Buffer.from(part.content, 'latin1').toString()),
+      named(body, name).map(part => Buffer.from(part.content, 'latin1').toString()),
+    has: (body, name) => named(body, name).length > 0,
     remove(body, name) {
-      const removed = (partsOf(body, boundary) ?? []).filter(part => part.name === name)
+      const removed = named(body, name)
       const kept: Buffer[] = []
       let from = 0
       for (const part of removed) {

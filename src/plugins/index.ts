@@ -5,10 +5,12 @@ import httpLog from './http-log.ts'
 import keyAuth from './key-auth.ts'
 import type { Plugin } from './plugin.ts'
 import requestTermination from './request-termination.ts'
+import session from './session/index.ts'
 
 /** Every plugin this release includes, by priority. */
 export const plugins: readonly Plugin[] = [
   correlationId,
+  session,
   keyAuth,
   basicAuth,
   acl,

@@ -71,7 +71,11 @@ export interface ClientResponse {
   removeHeader(name: string): void
 }
 
-export type Credential = KeyAuthCredential | BasicAuthCredential
+/** What a request was authenticated by: one of the file's, or one that only a plugin knows. */
+export interface Credential {
+  readonly id: string
+  readonly consumer: { readonly id: string }
+}
 
 /** Consumers and their credentials as of the request's snapshot, with credential values resolved. */
 export interface Directory {
@@ -85,7 +89,7 @@ export interface Directory {
    * false for no credential, after the same work. Constant-time.
    */
   passwordHolds(credential: BasicAuthCredential | undefined, password: string): boolean
-  /** Credential of any kind by its id. */
+  /** Credential of the file, of any kind, by its id. */
   credential(id: string): Credential | undefined
   /** The ACL groups of a consumer; empty when it has none. */
   groups(consumerId: string): readonly string[]
@@ -150,7 +154,7 @@ export interface Store {
   get(key: string): Promise<string | undefined>
   /** `ttl` in seconds. */
   set(key: string, value: string, ttl: number): Promise<void>
-  /** Shortens the life of an entry to `ttl` seconds; nothing when it is absent. */
+  /** Lets an entry live for `ttl` seconds from now; nothing when it is absent. */
   expire(key: string, ttl: number): Promise<void>
   delete(key: string): Promise<void>
 }

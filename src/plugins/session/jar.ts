@@ -1,0 +1,229 @@
+import { hash, randomBytes } from 'node:crypto'
+import type { Store } from '../plugin.ts'
+import {
+  type CookieAttributes,
+  type Cookies,
+  deleteCookie,
+  readCookie,
+  writeCookie
+} from './cookies.ts'
+import { ID_BYTES, type Keys } from './keys.ts'
+import { isExpired, type Timeouts, type Times, timeLeft } from './timeouts.ts'
+
+/** Who was authenticated towards one audience. */
+export interface Identity {
+  readonly audience: string
+  readonly consumerId: string
+  /** The consumer's id when the credential has no id that could be looked up. */
+  readonly credentialId: string
+  readonly groups: readonly string[] | undefined
+  /** Username, else custom id, else id of the consumer. */
+  readonly subject: string
+}
+
+/** A session as it stands in a cookie and, with server storage, in the store. */
+export interface Session {
+  readonly id: Buffer
+  readonly times: Times
+  /** One for each audience that shares the cookie. */
+  readonly identities: readonly Identity[]
+  /** Sealed with the secret before the last rotation. */
+  readonly outdated: boolean
+}
+
+/** A cookie's own content: with server storage the identities are elsewhere. */
+type Ticket = Omit<Session, 'identities'> & {
+  readonly identities: Session['identities'] | undefined
+}
+
+/** What a jar needs of its request. */
+export interface Carrier {
+  readonly cookies: Cookies
+  /** Attributes of the client the session is bound to, as text. */
+  readonly binding: string
+  /** Unix milliseconds. */
+  readonly now: number
+}
+
+export interface JarOptions {
+  readonly name: string
+  readonly keys: Keys
+  readonly timeouts: Timeouts
+  readonly attributes: CookieAttributes
+  /** Whether clients keep the cookie when they end, as long as its timeouts allow. */
+  readonly persistent: boolean
+  /** Where identities are kept; undefined keeps them in the cookie. */
+  readonly store: Store | undefined
+  /** Seconds an entry of the store outlives its renewal. */
+  readonly staleTtl: number
+  /** How the store's index names a subject; undefined keeps no index. */
+  readonly indexed: 'plain' | 'hashed' | undefined
+}
+
+const VERSION = 1
+/** Seconds an entry without any timeout is kept. */
+const LONGEST_TTL = 365 * 86_400
+
+type Lines = readonly string[]
+type Stored = readonly [
+  consumerId: string,
+  credentialId: string,
+  groups: readonly string[] | null,
+  audience: string,
+  subject: string
+]
+
+/** A new session id. */
+export function newId(): Buffer {
+  return randomBytes(ID_BYTES)
+}
+
+/**
+ * Keeps sessions under one cookie name. Without a store nothing waits; with one, what asks it gives
+ * promises, which reject when the store fails. What is to be sent is given as `Set-Cookie` values.
+ */
+export class Jar {
+  readonly timeouts: Timeouts
+  readonly #options: JarOptions
+  readonly #context: string
+
+  constructor(options: JarOptions) {
+    this.#options = options
+    this.timeouts = options.timeouts
+    const place = options.store === undefined ? 'cookie' : 'store'
+    this.#context = `${VERSION}\n${place}\n${options.name}\n`
+  }
+
+  /** The session of a request; undefined when there is none that is authentic and alive. */
+  open(carrier: Carrier): Session | undefined | Promise<Session | undefined> {
+    const ticket = this.#unseal(carrier)
+    if (ticket === undefined) return undefined
+    const { identities } = ticket
+    return identities === undefined ? this.#load(ticket, carrier) : { ...ticket, identities }
+  }
+
+  /** When the session of a request was created; undefined as {@link open}, without asking the store. */
+  created(carrier: Carrier): number | undefined {
+    return this.#unseal(carrier)?.times.created
+  }
+
+  /** Stores a session under its new id; that of the request lives on for as long as it may be stale. */
+  save(session: Session, carrier: Carrier): Lines | Promise<Lines> {
+    const { store } = this.#options
+    if (store === undefined) return this.#write(session, carrier)
+    return this.#store(store, session, carrier).then(() => this.#write(session, carrier))
+  }
+
+  /** Notes a session's use. */
+  touch(session: Session, carrier: Carrier): Lines | Promise<Lines> {
+    const { store } = this.#options
+    const lines = this.#write(session, carrier)
+    if (store === undefined) return lines
+    const ttl = this.#ttl(session, carrier)
+    return Promise.all(this.#keysOf(session).map(key => store.expire(key, ttl))).then(() => lines)
+  }
+
+  /** Deletes the session of a request wherever it is. */
+  end(carrier: Carrier): Lines | Promise<Lines> {
+    const { name, attributes, store } = this.#options
+    const lines = deleteCookie(name, attributes, carrier.cookies)
+    if (store === undefined) return lines
+    return this.#discard(store, carrier, 0).then(() => lines)
+  }
+
+  #unseal(carrier: Carrier): Ticket | undefined {
+    const text = readCookie(carrier.cookies, this.#options.name)
+    if (text === undefined) return undefined
+    const bytes = Buffer.from(text, 'base64url')
+    const id = bytes.subarray(0, ID_BYTES)
+    const opened = this.#options.keys.open(
+      id,
+      this.#context + carrier.binding,
+      bytes.subarray(ID_BYTES)
+    )
+    if (opened === undefined) return undefined
+    const [created, renewed, touched, stored] = JSON.parse(opened.text) as [
+      number,
+      number,
+      number,
+      Stored[]?
+    ]
+    const times = { created, renewed, touched }
+    if (isExpired(times, this.timeouts, carrier.now)) return undefined
+    return { id, times, identities: stored?.map(restore), outdated: opened.outdated }
+  }
+
+  #write(session: Session, carrier: Carrier): Lines {
+    const { name, keys, store, persistent } = this.#options
+    const { id, times, identities } = session
+    const content: unknown[] = [times.created, times.renewed, times.touched]
+    if (store === undefined) content.push(identities.map(flatten))
+    const sealed = keys.seal(id, this.#context + carrier.binding, JSON.stringify(content))
+    const value = Buffer.concat([id, sealed]).toString('base64url')
+    let { attributes } = this.#options
+    if (persistent) {
+      const maxAge = Math.floor(this.#ttl(session, carrier))
+      attributes = { ...attributes, maxAge, expires: new Date(carrier.now + maxAge * 1000) }
+    }
+    return writeCookie(name, value, attributes, carrier.cookies)
+  }
+
+  async #load(ticket: Ticket, carrier: Carrier): Promise<Session | undefined> {
+    const text = await this.#options.store!.get(this.#key(ticket.id))
+    if (text === undefined) return undefined
+    const sealed = Buffer.from(text, 'base64url')
+    const opened = this.#options.keys.open(ticket.id, this.#context + carrier.binding, sealed)
+    if (opened === undefined) return undefined
+    const identities = (JSON.parse(opened.text) as Stored[]).map(restore)
+    return { ...ticket, identities, outdated: ticket.outdated || opened.outdated }
+  }
+
+  async #store(store: Store, session: Session, carrier: Carrier): Promise<void> {
+    const text = JSON.stringify(session.identities.map(flatten))
+    const sealed = this.#options.keys.seal(session.id, this.#context + carrier.binding, text)
+    const ttl = this.#ttl(session, carrier)
+    const [key, ...index] = this.#keysOf(session)
+    await store.set(key!, sealed.toString('base64url'), ttl)
+    await Promise.all(index.map(entry => store.set(entry, '', ttl)))
+    await this.#discard(store, carrier, this.#options.staleTtl)
+  }
+
+  /** Ends the life of the request's entry in `ttl` seconds. */
+  async #discard(store: Store, carrier: Carrier, ttl: number): Promise<void> {
+    const old = this.#unseal(carrier)
+    if (old === undefined) return
+    const { indexed } = this.#options
+    const session = indexed === undefined ? undefined : await this.#load(old, carrier)
+    const keys = session === undefined ? [this.#key(old.id)] : this.#keysOf(session)
+    await Promise.all(keys.map(key => (ttl > 0 ? store.expire(key, ttl) : store.delete(key))))
+  }
+
+  #ttl({ times }: Session, { now }: Carrier): number {
+    return timeLeft(times, this.timeouts, now).shortest ?? LONGEST_TTL
+  }
+
+  #key(id: Buffer): string {
+    return `session:${this.#options.name}:${id.toString('base64url')}`
+  }
+
+  /** The session's own entry, and those that index it. */
+  #keysOf({ id, identities }: Session): string[] {
+    const { name, indexed } = this.#options
+    const keys = [this.#key(id)]
+    if (indexed === undefined) return keys
+    for (const { audience, subject } of identities) {
+      const parts = [audience, indexed === 'hashed' ? hash('sha256', subject) : subject]
+      const path = parts.map(part => encodeURIComponent(part.toWellFormed())).join(':')
+      keys.push(`session-index:${name}:${path}:${id.toString('base64url')}`)
+    }
+    return keys
+  }
+}
+
+function flatten({ consumerId, credentialId, groups, audience, subject }: Identity): Stored {
+  return [consumerId, credentialId, groups ?? null, audience, subject]
+}
+
+function restore([consumerId, credentialId, groups, audience, subject]: Stored): Identity {
+  return { consumerId, credentialId, groups: groups ?? undefined, audience, subject }
+}
