@@ -1,6 +1,6 @@
 import { X509Certificate } from 'node:crypto'
 import type { Config } from './config.ts'
-import { resolveTemplate, type Secrets } from './secrets.ts'
+import { resolveTemplate, type Secrets } from './generation.ts'
 
 /** When a configured certificate ends. */
 export interface CertificateExpiry {

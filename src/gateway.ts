@@ -4,15 +4,22 @@ import { type CertificateExpiry, certificateExpiries } from './certificate-expir
 import { type Config, type Entities, loadConfig } from './config.ts'
 import { validateUses } from './config-values.ts'
 import { ConfigError, type Problem, SecretUnavailable } from './errors.ts'
+import {
+  type Generation,
+  maskSecrets,
+  resolveTemplate,
+  type SecretState,
+  watchedConfig
+} from './generation.ts'
 import { createLogger } from './log.ts'
 import { Metrics } from './metrics.ts'
 import { plugins } from './plugins/index.ts'
 import type { Logger } from './plugins/plugin.ts'
 import { createCounts } from './proxy/counts.ts'
 import { selfSigned } from './proxy/tls.ts'
+import { UpstreamControl } from './proxy/upstream-control.ts'
 import { redactor } from './redaction.ts'
 import { kinds } from './schema/kinds.ts'
-import { maskSecrets, resolveTemplate, type SecretState } from './secrets.ts'
 import {
   type Collected,
   collectSettings,
@@ -21,7 +28,6 @@ import {
   type Settings,
   settingsTable
 } from './settings.ts'
-import type { Generation } from './snapshot.ts'
 import { openStatus, type StatusServer } from './status.ts'
 import { memoryStore, type OwnedStore, redisStore } from './store.ts'
 import { Threads } from './threads.ts'
@@ -67,39 +73,13 @@ export interface Prepared {
   readonly settings: Settings
   readonly warnings: readonly Problem[]
   readonly vaults: Vaults
-  readonly vaultLog: VaultLog
   /** Settings whose values come out of vaults. */
   readonly references: readonly SettingReference[]
 }
 
-/** What vaults write to: they are opened before the settings say how to log. */
-class VaultLog {
-  #log: Logger | undefined
-
-  attach(log: Logger): void {
-    this.#log = log
-  }
-
-  info(fields: object, message: string): void {
-    this.#log?.info(fields, message)
-  }
-
-  warn(fields: object, message: string): void {
-    this.#log?.warn(fields, message)
-  }
-}
-
 /** The vaults of a process with this environment; nothing is asked yet. */
-export function openVaults(
-  env: Environment,
-  { vaultDefaults }: Collected,
-  log = new VaultLog()
-): Vaults {
-  return createVaults({
-    backendTypes: builtInBackends(env),
-    defaults: vaultDefaults,
-    environment: { env, log }
-  })
+export function openVaults(env: Environment, { vaultDefaults }: Collected): Vaults {
+  return createVaults({ backendTypes: builtInBackends(env), defaults: vaultDefaults })
 }
 
 /**
@@ -108,8 +88,7 @@ export function openVaults(
  */
 export async function prepareSettings(env: Environment): Promise<Prepared> {
   const collected = collectSettings(env)
-  const vaultLog = new VaultLog()
-  const vaults = openVaults(env, collected, vaultLog)
+  const vaults = openVaults(env, collected)
   const resolved = new Map<string, string>()
   if (collected.references.length > 0) {
     const set = await vaults.prepare([])
@@ -123,7 +102,7 @@ export async function prepareSettings(env: Environment): Promise<Prepared> {
   }
   const { settings, warnings } = parseSettings(collected, text => resolved.get(text))
   maskSettings(settings, collected)
-  return { settings, warnings, vaults, vaultLog, references: collected.references }
+  return { settings, warnings, vaults, references: collected.references }
 }
 
 /** Fields of a default vault that authenticate the gateway, by what their names have in common. */
@@ -311,6 +290,7 @@ class ControlThread implements Gateway {
       error => this.#log.error({ err: error }, 'a refresh failed')
     )
   )
+  readonly #upstreams: UpstreamControl
   readonly #metrics = new Metrics()
   #certificates: readonly CertificateExpiry[] | undefined
   #draining = false
@@ -322,13 +302,19 @@ class ControlThread implements Gateway {
   >()
   listeners: readonly OpenListener[] = []
 
-  constructor({ settings, warnings, vaults, vaultLog, references }: Prepared) {
+  constructor({ settings, warnings, vaults, references }: Prepared) {
     this.settings = settings
     this.#liveSettings = references.filter(({ name }) => LIVE_SETTINGS.has(name))
     this.#vaults = vaults
     this.#warnings = warnings
     this.#log = createLogger({ level: settings.logLevel, format: settings.logFormat, thread: 0 })
-    vaultLog.attach(this.#log)
+    this.#upstreams = new UpstreamControl({
+      servers: settings.dnsResolver,
+      hostsFile: settings.dnsHostsFile,
+      order: settings.dnsOrder,
+      log: this.#log,
+      onNameChange: (host, answer) => this.#threads?.nameChanged(host, answer)
+    })
   }
 
   get statusUrl(): string | undefined {
@@ -369,13 +355,16 @@ class ControlThread implements Gateway {
           product,
           shared: sharedMemory(),
           fallbackCertificate: await this.#fallbackCertificate(),
+          health: this.#upstreams.memory,
+          names: () => this.#upstreams.known,
           log: this.#log,
           control: {
             get: key => this.#store!.get(key),
             set: (key, value, ttl) => this.#store!.set(key, value, ttl),
             expire: (key, ttl) => this.#store!.expire(key, ttl),
             delete: key => this.#store!.delete(key),
-            refresh: entityId => this.#refreshEntity(entityId)
+            refresh: entityId => this.#refreshEntity(entityId),
+            resolve: host => this.#upstreams.resolve(host)
           }
         }
       )
@@ -495,6 +484,7 @@ class ControlThread implements Gateway {
     this.#loads++
     for (const [text, state] of secrets) this.#limitGrace(text, state, this.#secrets.get(text))
     this.#secrets = new Map(secrets)
+    this.#watchUpstreams()
     this.#certificates = undefined
     maskSecrets(secrets)
     redactor.retain(name => !name.startsWith('{') || secrets.has(name))
@@ -556,7 +546,12 @@ class ControlThread implements Gateway {
       this.#secrets.set(text, state)
     }
     maskSecrets(states)
+    this.#watchUpstreams()
     this.#certificates = undefined
+  }
+
+  #watchUpstreams(): void {
+    this.#upstreams.adopt(watchedConfig({ config: this.#loaded!.config, secrets: this.#secrets }))
   }
 
   reload(): Promise<void> {
@@ -737,6 +732,7 @@ class ControlThread implements Gateway {
     this.#rotation?.close()
     for (const timer of this.#graces.values()) clearTimeout(timer)
     await this.#threads?.close(this.settings.shutdownTimeout * 1000)
+    this.#upstreams.close()
     this.#refresher.close()
     await this.#webhookServer?.close()
     await this.#status?.close()

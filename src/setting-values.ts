@@ -2,6 +2,8 @@ import { createPrivateKey, X509Certificate } from 'node:crypto'
 import { existsSync, readFileSync } from 'node:fs'
 import { BlockList, isIP } from 'node:net'
 import { closest } from 'fastest-levenshtein'
+import type { NameServer } from './proxy/dns/client.ts'
+import type { DnsOrder } from './proxy/dns.ts'
 
 /** A value a setting cannot have: what is wrong, and what to write instead. Never the value of a secret. */
 export class Misfit extends Error {
@@ -204,6 +206,40 @@ export const listeners: Parse<readonly Listener[]> = (value, note) => {
     seen.add(address)
   }
   return found
+}
+
+/** Comma-separated addresses of name servers: `ip` or `ip:port`, IPv6 with a port in brackets. */
+export const nameServers: Parse<readonly NameServer[]> = value => {
+  const servers = list(value).map((text): NameServer => {
+    if (isIP(text) !== 0) return { host: text, port: 53 }
+    const [, bracketed, plain, port = '53'] =
+      /^(?:\[(.+)\]|([^:]+))(?::(\d{1,5}))?$/.exec(text) ?? []
+    const server = { host: bracketed ?? plain ?? '', port: Number(port) }
+    if (isIP(server.host) !== 0 && server.port >= 1 && server.port <= 65_535) return server
+    throw new Misfit(
+      `"${text}" is not the address of a name server`,
+      'Write an IP address, with a port or without: 10.0.0.2 or 10.0.0.2:5353.'
+    )
+  })
+  if (servers.length === 0)
+    throw new Misfit('names no server', 'Leave it unset to use those of the system.')
+  return servers
+}
+
+const RECORD_TYPES = ['LAST', 'SRV', 'A', 'AAAA', 'CNAME']
+
+/** Comma-separated record types; those that lead to addresses. */
+export const dnsOrder: Parse<DnsOrder> = value => {
+  const types = list(value).map(type => type.toUpperCase())
+  for (const type of types) {
+    if (!RECORD_TYPES.includes(type)) {
+      throw new Misfit(`"${type}" is not a record type`, `Use ${RECORD_TYPES.join(', ')}.`)
+    }
+  }
+  const order = types.filter(type => type === 'SRV' || type === 'A' || type === 'AAAA')
+  if (order.length === 0)
+    throw new Misfit('has no type that leads to an address', 'Name A, AAAA or SRV.')
+  return [...new Set(order)]
 }
 
 /** The one address of the status API, or `off`. */

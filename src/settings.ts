@@ -13,10 +13,12 @@ import {
   bytes,
   certificate,
   choice,
+  dnsOrder,
   fieldName,
   headerChoice,
   listeners,
   Misfit,
+  nameServers,
   type Parse,
   privateKey,
   redisUrl,
@@ -260,6 +262,23 @@ export const settingsTable = {
     default: 'on',
     parse: toggle,
     doc: 'Whether upstream certificates are verified where a service does not say; Kong has off.'
+  }),
+  dnsResolver: setting('POSTERN_DNS_RESOLVER', {
+    kong: 'KONG_DNS_RESOLVER',
+    parse: nameServers,
+    doc: 'Name servers, comma-separated addresses with or without port; those of /etc/resolv.conf when unset.'
+  }),
+  dnsHostsFile: setting('POSTERN_DNS_HOSTSFILE', {
+    kong: 'KONG_DNS_HOSTSFILE',
+    default: '/etc/hosts',
+    parse: text,
+    doc: 'Hosts file, which is asked before DNS.'
+  }),
+  dnsOrder: setting('POSTERN_DNS_ORDER', {
+    kong: 'KONG_DNS_ORDER',
+    default: 'LAST,SRV,A,AAAA,CNAME',
+    parse: dnsOrder,
+    doc: 'Record types in the order they are tried. LAST, the type that led to addresses before, always comes first, and CNAME is always followed.'
   }),
   maxBodySize: setting('POSTERN_MAX_BODY_SIZE', {
     kong: ['KONG_NGINX_HTTP_CLIENT_MAX_BODY_SIZE', 'KONG_NGINX_PROXY_CLIENT_MAX_BODY_SIZE'],

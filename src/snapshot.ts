@@ -1,4 +1,5 @@
-import type { Config, Entities, ReferenceUse } from './config.ts'
+import type { Entities, ReferenceUse } from './config.ts'
+import { type Generation, missingReason, resolvable, resolveTemplate } from './generation.ts'
 import { Chains } from './plugins/chain.ts'
 import { createDirectory } from './plugins/directory.ts'
 import { Instance, type InstanceEnvironment } from './plugins/instance.ts'
@@ -15,13 +16,6 @@ import {
   KeyAuthCredentialSchema
 } from './schema/entities.ts'
 import { resolveFields } from './schema/referenceable.ts'
-import { resolveTemplate, type Secrets } from './secrets.ts'
-
-/** A configuration with its resolved secrets: what a data-plane thread serves from. */
-export interface Generation {
-  readonly config: Config
-  readonly secrets: Secrets
-}
 
 export interface SnapshotEnvironment {
   readonly plugins: readonly Plugin[]
@@ -224,31 +218,4 @@ async function buildInstances(
     instances.push(instance)
   }
   return instances
-}
-
-/** The entities whose references all have a value, resolved; the others are left out. */
-function resolvable<T>(
-  entities: readonly object[],
-  schema: Parameters<typeof resolveFields>[0],
-  uses: ReadonlyMap<string, readonly ReferenceUse[]>,
-  secrets: Secrets
-): readonly T[] {
-  return entities
-    .filter(entity => missingReason(uses.get((entity as { id: string }).id), secrets) === undefined)
-    .map(
-      entity => resolveFields(schema, entity, template => resolveTemplate(template, secrets)) as T
-    )
-}
-
-function missingReason(
-  uses: readonly ReferenceUse[] | undefined,
-  secrets: Secrets
-): string | undefined {
-  for (const use of uses ?? []) {
-    for (const reference of use.references) {
-      const state = secrets.get(reference)
-      if (state === undefined || 'failure' in state) return state?.failure ?? 'never resolved'
-    }
-  }
-  return undefined
 }

@@ -1,9 +1,10 @@
 import { Worker } from 'node:worker_threads'
 import { type Remote, serveCalls } from './calls.ts'
+import type { Generation } from './generation.ts'
 import type { Logger } from './plugins/plugin.ts'
 import { createCounts, type RequestCounts } from './proxy/counts.ts'
+import type { Answer } from './proxy/dns.ts'
 import type { Settings } from './settings.ts'
-import type { Generation } from './snapshot.ts'
 import type { ControlCalls, Update, WorkerCalls, WorkerData } from './worker.ts'
 
 export interface ThreadsOptions {
@@ -12,6 +13,10 @@ export interface ThreadsOptions {
   readonly shared: WorkerData['shared']
   readonly fallbackCertificate: WorkerData['fallbackCertificate']
   readonly log: Logger
+  /** Memory that holds the health of upstream addresses. */
+  readonly health: SharedArrayBuffer
+  /** What is known of host names now. */
+  readonly names: () => ReadonlyMap<string, Answer>
   /** What the threads may ask of the control thread. */
   readonly control: ControlCalls
 }
@@ -81,7 +86,8 @@ export class Threads {
   }
 
   #spawn(attempt = 0): Thread {
-    const { settings, product, shared, fallbackCertificate, log, control } = this.#options
+    const { settings, product, shared, fallbackCertificate, health, names, log, control } =
+      this.#options
     const number = this.#next++
     const counts = createCounts()
     const data: WorkerData = {
@@ -93,7 +99,9 @@ export class Threads {
       reusePort: settings.workers > 1,
       shared,
       fallbackCertificate,
-      counts
+      counts,
+      health,
+      names: names()
     }
     const worker = new Worker(
       new URL(import.meta.url.endsWith('.ts') ? './worker.ts' : './worker.js', import.meta.url),
@@ -182,6 +190,11 @@ export class Threads {
         () => {}
       )
     }
+  }
+
+  /** Tells every thread that the addresses of a host name changed. */
+  nameChanged(host: string, answer: Answer): void {
+    for (const { calls } of this.#threads.values()) calls.nameChanged(host, answer).catch(() => {})
   }
 
   /** What all threads have counted since the start, those that ended included. */

@@ -1,23 +1,19 @@
 import { parentPort, workerData } from 'node:worker_threads'
 import { serveCalls } from './calls.ts'
+import { type Generation, maskSecrets, type SecretState } from './generation.ts'
 import { createLogger, logWarnings } from './log.ts'
 import { plugins } from './plugins/index.ts'
 import { Kept } from './plugins/instance.ts'
 import type { Store } from './plugins/plugin.ts'
 import type { RequestCounts } from './proxy/counts.ts'
-import { createResolver } from './proxy/dns.ts'
+import { type Answer, RemoteResolver } from './proxy/dns.ts'
 import { Handler } from './proxy/handler.ts'
+import { HealthTable } from './proxy/health.ts'
 import { WebSockets } from './proxy/websocket.ts'
 import { redactor } from './redaction.ts'
-import { maskSecrets, type SecretState } from './secrets.ts'
 import { type Listening, openServer } from './server.ts'
 import { type Settings, trustedPeers } from './settings.ts'
-import {
-  buildSnapshot,
-  type Generation,
-  type Snapshot,
-  type SnapshotEnvironment
-} from './snapshot.ts'
+import { buildSnapshot, type Snapshot, type SnapshotEnvironment } from './snapshot.ts'
 
 /** What the control thread gives a data-plane thread at its start. */
 export interface WorkerData {
@@ -31,6 +27,10 @@ export interface WorkerData {
   readonly shared: Readonly<Record<string, SharedArrayBuffer>>
   readonly fallbackCertificate: { readonly cert: string; readonly key: string }
   readonly counts: RequestCounts
+  /** Health of upstream addresses. */
+  readonly health: SharedArrayBuffer
+  /** What is known of host names. */
+  readonly names: ReadonlyMap<string, Answer>
 }
 
 /** What the control thread asks of a data-plane thread. */
@@ -43,6 +43,8 @@ export interface WorkerCalls {
   commit(): void
   /** Drops what was prepared. */
   abort(): Promise<void>
+  /** The addresses of a host name changed. */
+  nameChanged(host: string, answer: Answer): void
   stats(): { readonly inFlight: number; readonly webSockets: number }
   /** Stops accepting, waits for requests in flight up to `timeout` milliseconds, then closes. */
   close(timeout: number): Promise<void>
@@ -52,6 +54,8 @@ export interface WorkerCalls {
 export interface ControlCalls extends Store {
   /** Re-reads the references of a plugin entity; gives whether anything changed. */
   refresh(entityId: string): Promise<boolean>
+  /** The addresses of a host name; never rejects for what DNS does. */
+  resolve(host: string): Answer | Promise<Answer>
 }
 
 /** A whole new generation, or new states of references under the same configuration. */
@@ -69,16 +73,17 @@ const log = createLogger({
 logWarnings(log)
 maskSecrets(data.generation.secrets)
 
-const resolver = createResolver({ log })
 const control = serveCalls<WorkerCalls, ControlCalls>(parentPort!, {
   listen,
   prepare,
   commit,
   abort,
+  nameChanged: (host, answer) => resolver.update(host, answer),
   stats: () => ({ inFlight: handler.inFlight, webSockets: webSockets.open }),
   close
 })
 
+const resolver = new RemoteResolver(host => control.resolve(host), data.names)
 const environment: SnapshotEnvironment = {
   plugins,
   fallbackCertificate: data.fallbackCertificate,
@@ -99,6 +104,9 @@ const environment: SnapshotEnvironment = {
   },
   upstreams: {
     resolver,
+    health: new HealthTable(data.health),
+    kept: new Kept(),
+    log,
     pools: new Kept(),
     options: {
       connections: settings.upstreamKeepalivePoolSize,
@@ -200,7 +208,6 @@ async function close(timeout: number): Promise<void> {
   current.release()
   await Promise.race([Promise.all([closed, current.closed]), deadline])
   clearInterval(idle)
-  resolver.close()
   // The reply to this call leaves before the port closes and with it the thread's last handle.
   setImmediate(() => process.exit(0))
 }

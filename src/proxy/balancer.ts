@@ -1,62 +1,43 @@
-/** Chooses among weighted peers. */
-export interface Balancer<P> {
-  /** The next peer, not one of `avoid` while another is left; undefined when every weight is 0. */
-  pick(avoid?: ReadonlySet<P>): P | undefined
-}
+import type { IncomingHttpHeaders } from 'node:http'
 
-/** A peer and its share of the requests; weight 0 gets none. */
-export interface Weighted<P> {
-  readonly peer: P
+/** An address as balancers see it. */
+export interface Candidate {
+  /** What it is, the same in every thread and on every node: `ip:port`. */
+  readonly key: string
+  /** Its share of the requests, more than 0. */
   readonly weight: number
+  /** Whether it may be used now. Changes while the balancer stands. */
+  readonly available: boolean
+  /** Requests this thread has under way to it. Changes. */
+  readonly inFlight: number
+  /** Moving average of its response time in milliseconds, and when it last changed. Change. */
+  readonly latency: number
+  readonly latencyAt: number
 }
 
-const gcd = (a: number, b: number): number => (b === 0 ? a : gcd(b, a % b))
+/** What balancers look at of a request, and leave with it for its retries. */
+export interface BalancedRequest {
+  readonly request: {
+    readonly clientIp: string
+    /** Normalised. */
+    readonly path: string
+    readonly query: string | undefined
+    readonly headers: IncomingHttpHeaders
+    readonly captures: Readonly<Record<string, string>> | undefined
+  }
+  readonly consumer: { readonly id: string } | undefined
+  readonly credential: { readonly id: string } | undefined
+  /** What ties the request to an address, once it was asked for; it stays over retries. */
+  affinity: string | undefined
+  /** A `Set-Cookie` value for the response. */
+  affinityCookie: string | undefined
+}
 
 /**
- * Round-robin by weight. The order of one turn is laid out once, smoothly (a peer of weight 3 among
- * weights of 1 does not get its three requests in a row), so that a pick only advances a pointer.
+ * Chooses among addresses; one is made for each set of them. An address that is not available is
+ * never chosen, one of `tried` only when every available one was tried.
  */
-export function roundRobin<P>(entries: readonly Weighted<P>[]): Balancer<P> {
-  const wheel = turn(entries.filter(({ weight }) => weight > 0))
-  if (wheel.length === 0) return { pick: () => undefined }
-  if (new Set(wheel).size === 1) return { pick: () => wheel[0] }
-  let next = 0
-  return {
-    pick(avoid) {
-      for (let i = 0; i < wheel.length; i++) {
-        const peer = wheel[next]!
-        next = next + 1 === wheel.length ? 0 : next + 1
-        if (avoid === undefined || !avoid.has(peer)) return peer
-      }
-      const peer = wheel[next]!
-      next = next + 1 === wheel.length ? 0 : next + 1
-      return peer
-    }
-  }
-}
-
-/** Slots of one turn at most; coprime large weights are scaled down to fit. */
-const MAX_TURN = 8192
-
-function turn<P>(entries: readonly Weighted<P>[]): P[] {
-  const divisor = entries.reduce((common, { weight }) => gcd(common, weight), 0)
-  const total = entries.reduce((sum, { weight }) => sum + weight / divisor, 0)
-  const scale = total > MAX_TURN ? MAX_TURN / total : 1
-  const credits = entries.map(({ peer, weight }) => ({
-    peer,
-    share: Math.max(1, Math.round((weight / divisor) * scale)),
-    credit: 0
-  }))
-  const slots = credits.reduce((sum, { share }) => sum + share, 0)
-  const wheel: P[] = []
-  for (let i = 0; i < slots; i++) {
-    let best = credits[0]!
-    for (const entry of credits) {
-      entry.credit += entry.share
-      if (entry.credit > best.credit) best = entry
-    }
-    best.credit -= slots
-    wheel.push(best.peer)
-  }
-  return wheel
+export interface Balancer<C extends Candidate> {
+  /** Undefined when none is available. */
+  pick(request: BalancedRequest, tried: ReadonlySet<C> | undefined): C | undefined
 }

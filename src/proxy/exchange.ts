@@ -255,6 +255,8 @@ export class HttpExchange implements Exchange {
   target: ServiceUpstream | undefined = undefined
   /** Part of the path the route matched; undefined when it matched without a path. */
   prefix: string | undefined = undefined
+  affinity: string | undefined = undefined
+  affinityCookie: string | undefined = undefined
   tries: Try[] = []
   /** Marks of `performance.now()`: the last try's start, the first response byte, its last. */
   sentMark = 0

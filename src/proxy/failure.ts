@@ -155,6 +155,7 @@ const STATUSES: Readonly<Record<string, number>> = {
   ETIMEDOUT: 504,
   POSTERN_DNS_FAILED: 503,
   POSTERN_UPSTREAM_BUSY: 503,
+  POSTERN_SECRET_UNAVAILABLE: 503,
   POSTERN_BODY_TOO_LARGE: 413,
   POSTERN_BODY_ABORTED: 400
 }
@@ -167,6 +168,18 @@ export function upstreamFailure(error: Error & { readonly code?: string }): {
   const status = STATUSES[error.code ?? ''] ?? 502
   const unresolved = error.code === 'POSTERN_DNS_FAILED'
   return { status, message: unresolved ? 'name resolution failed' : defaultMessage(status) }
+}
+
+/** Failures that say nothing of the upstream: the request's, the client's, or our own limits'. */
+const BLAMELESS = new Set(['UND_ERR_INVALID_ARG', 'UND_ERR_REQ_CONTENT_LENGTH_MISMATCH'])
+
+/** What a failed attempt counts as for the health of its target; undefined counts as nothing. */
+export function failureKind(
+  error: Error & { readonly code?: string }
+): 'tcp' | 'timeout' | undefined {
+  const { status } = upstreamFailure(error)
+  if (status === 504) return 'timeout'
+  return status === 502 && !BLAMELESS.has(error.code ?? '') ? 'tcp' : undefined
 }
 
 const GRPC_STATUSES: Readonly<Record<number, number>> = {

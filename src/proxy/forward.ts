@@ -2,7 +2,10 @@ import type { IncomingHttpHeaders } from 'node:http'
 import type { Writable } from 'node:stream'
 import type { Dispatcher } from 'undici'
 import type { HttpExchange } from './exchange.ts'
+import { failureKind, upstreamFailure } from './failure.ts'
+import type { Call } from './http1/call.ts'
 import { RequestBody } from './request-body.ts'
+import type { TargetAddress } from './targets.ts'
 import type { Peer } from './upstream.ts'
 
 /** What a forward tells the life of its request. */
@@ -29,6 +32,18 @@ const SMALL_BODY = 4096
 /** Methods whose repetition can have effects of its own (RFC 9110 §9.2.2, as the format lists them). */
 const NOT_REPEATABLE = new Set(['POST', 'LOCK', 'PATCH'])
 
+/** What another attempt would meet as well: the request itself, or its client, is the cause. */
+const FINAL = new Set([
+  'POSTERN_BODY_TOO_LARGE',
+  'POSTERN_BODY_ABORTED',
+  'POSTERN_WRITE_TIMEOUT',
+  'UND_ERR_INVALID_ARG',
+  'UND_ERR_REQ_CONTENT_LENGTH_MISMATCH'
+])
+
+/** Attempts that met a connection the upstream had just closed, and so count for nothing. */
+const MAX_STALE = 3
+
 /**
  * Sends one exchange to its upstream and streams the answer back, with back-pressure both ways.
  * A handler of undici's dispatch: one object per request, no closure per event.
@@ -38,7 +53,12 @@ export class Forward implements Dispatcher.DispatchHandler {
   readonly #owner: ForwardOwner
   #body: RequestBody | Buffer | null
   #controller: Dispatcher.DispatchController | undefined
-  #tried: Set<Peer> | undefined
+  #tried: Set<TargetAddress> | undefined
+  /** The peer of the attempt under way. */
+  #peer: Peer | undefined = undefined
+  /** Attempts that count, and those that met a connection just closed. */
+  #attempts = 0
+  #stale = 0
   /** Whether any byte of the request of the current attempt went out. */
   #sent = false
   #responded = false
@@ -59,20 +79,21 @@ export class Forward implements Dispatcher.DispatchHandler {
 
   /** Picks a peer and sends; called again for each retry. */
   attempt(): void {
+    if (this.#aborted) return
     const exchange = this.#exchange
     const chosenAt = performance.now()
     try {
-      const peer = exchange.target!.pick(this.#tried)
+      const peer = exchange.target!.pick(exchange, this.#tried)
       if (peer instanceof Promise) {
         peer.then(
           found => this.#send(found, chosenAt),
-          error => this.#owner.failed(exchange, error)
+          error => this.#giveUp(error)
         )
       } else {
         this.#send(peer, chosenAt)
       }
     } catch (error) {
-      this.#owner.failed(exchange, error as Error)
+      this.#giveUp(error as Error)
     }
   }
 
@@ -80,13 +101,16 @@ export class Forward implements Dispatcher.DispatchHandler {
     const exchange = this.#exchange
     if (this.#aborted) return
     if (peer === undefined) {
-      this.#owner.failed(exchange, undefined)
+      this.#giveUp(undefined)
       return
     }
     const now = performance.now()
     exchange.sentMark = now
     exchange.tries.push({ startedAt: Date.now(), latency: now - chosenAt, peer })
     this.#sent = false
+    this.#attempts++
+    this.#peer = peer
+    peer.begin()
     const { service, upstream, request } = exchange
     try {
       peer.pool.dispatch(
@@ -105,10 +129,25 @@ export class Forward implements Dispatcher.DispatchHandler {
     }
   }
 
+  /** The attempt under way has ended, whichever way. */
+  #settle(): void {
+    this.#peer?.end()
+    this.#peer = undefined
+  }
+
+  /** No attempt is left. */
+  #giveUp(error: Error | undefined): void {
+    if (this.#aborted) return
+    this.#ended = true
+    if (this.#body instanceof RequestBody) this.#body.destroy()
+    this.#owner.failed(this.#exchange, error)
+  }
+
   /** The client is gone: stop the upstream's work too. */
   abort(): void {
     if (this.#ended || this.#aborted) return
     this.#aborted = true
+    this.#settle()
     this.#controller?.abort(new Error('client closed the connection'))
     if (this.#body instanceof RequestBody) this.#body.destroy()
   }
@@ -130,7 +169,9 @@ export class Forward implements Dispatcher.DispatchHandler {
       this.#owner.informational(exchange, status, headers)
       return
     }
-    exchange.firstByteMark = performance.now()
+    const now = performance.now()
+    exchange.firstByteMark = now
+    this.#peer?.answered(status, now - exchange.sentMark)
     exchange.upstreamStatuses.push(status)
     this.#responded = true
     const length = headers['content-length']
@@ -180,9 +221,11 @@ export class Forward implements Dispatcher.DispatchHandler {
     this.#exchange.rawResponse.end()
   }
 
-  onResponseError(_controller: Dispatcher.DispatchController | undefined, error: Error): void {
+  onResponseError(controller: Dispatcher.DispatchController | undefined, error: Error): void {
     const exchange = this.#exchange
     if (this.#aborted || this.#ended) return
+    const peer = this.#peer
+    this.#settle()
     if (this.#responded) {
       this.#ended = true
       // The head is out, so only a cut connection tells the client that the body is not whole.
@@ -190,31 +233,60 @@ export class Forward implements Dispatcher.DispatchHandler {
       return
     }
     const attempt = exchange.tries.at(-1)!
+    attempt.code = upstreamFailure(error).status
+    if (this.#wasStale(controller as Call | undefined, error)) {
+      // RFC 9112 §9.3.1: it closed while the request was on its way. That says nothing of its health.
+      this.#stale++
+      this.#attempts--
+      attempt.state = 'next'
+      setImmediate(attemptAgain, this)
+      return
+    }
+    const kind = failureKind(error)
+    if (kind !== undefined) peer?.failed(kind)
     if (this.#mayRetry(error)) {
       attempt.state = 'next'
-      attempt.code = 502
-      this.#tried ??= new Set()
-      this.#tried.add(attempt.peer)
-      this.attempt()
+      if (peer !== undefined) {
+        this.#tried ??= new Set()
+        this.#tried.add(peer.address)
+      }
+      setImmediate(attemptAgain, this)
     } else {
       attempt.state = 'failed'
-      this.#ended = true
-      if (this.#body instanceof RequestBody) this.#body.destroy()
-      this.#owner.failed(exchange, error)
+      this.#giveUp(error)
     }
   }
 
+  /** Whether a connection that had served before was found closed, and the request can be sent again. */
+  #wasStale(call: Call | undefined, error: Error): boolean {
+    return (
+      call?.reused === true &&
+      this.#stale < MAX_STALE &&
+      failureKind(error) === 'tcp' &&
+      this.#isRepeatable()
+    )
+  }
+
   #mayRetry(error: Error & { code?: string }): boolean {
-    const exchange = this.#exchange
-    if (exchange.tries.length > exchange.service!.retries) return false
-    if (error.code?.startsWith('POSTERN_') || error.code === 'UND_ERR_INVALID_ARG') return false
+    if (this.#attempts > this.#exchange.service!.retries) return false
+    return !FINAL.has(error.code ?? '') && this.#isRepeatable()
+  }
+
+  /** Never once a part of the body is gone, nor what must not happen twice once it was sent. */
+  #isRepeatable(): boolean {
     if (this.#body instanceof RequestBody && (this.#body.touched || this.#body.destroyed))
       return false
-    return !this.#sent || !NOT_REPEATABLE.has(exchange.request.method)
+    return !this.#sent || !NOT_REPEATABLE.has(this.#exchange.request.method)
   }
 
   #finish(): void {
     this.#ended = true
+    this.#settle()
     this.#exchange.lastByteMark = performance.now()
   }
+}
+
+/** Not from within the failure of the last: pools see what else has closed, and the stack stays flat. */
+function attemptAgain(forward: Forward): void {
+  forward.attempt()
 }

@@ -364,6 +364,7 @@ export class Handler implements ForwardOwner {
         `${Math.round(exchange.sentMark - exchange.startedMark)}`
       )
     }
+    if (exchange.affinityCookie !== undefined) fields.push('Set-Cookie', exchange.affinityCookie)
     if (ownHeaders.requestId) fields.push(this.#names.requestId, exchange.id)
     if (ownHeaders.upstreamStatus) {
       fields.push(this.#names.upstreamStatus, `${exchange.upstreamStatuses.at(-1)}`)

@@ -1,230 +1,226 @@
 import { hash } from 'node:crypto'
 import { isIP } from 'node:net'
-import { buildConnector, type Dispatcher } from 'undici'
+import createError from '@fastify/error'
+import type { Dispatcher } from 'undici'
 import type { Kept } from '../plugins/instance.ts'
 import type { CaCertificate, Certificate, Service, Target, Upstream } from '../schema/entities.ts'
-import { type Balancer, roundRobin } from './balancer.ts'
-import type { Address, Resolver } from './dns.ts'
-import { Http1Pool } from './http1/pool.ts'
+import type { BalancedRequest } from './balancer.ts'
+import { endpointOf } from './endpoints.ts'
+import type { Failure } from './health.ts'
+import { openPool, type PoolOptions, type PoolTarget, type TlsMaterial } from './pools.ts'
+import { type TargetAddress, Targets, type TargetsEnvironment, Unresolved } from './targets.ts'
 
-/** One address requests can be sent to. */
-export interface Peer {
+const NameNotResolved = createError('POSTERN_DNS_FAILED', 'The name %s does not resolve: %s', 503)
+const MaterialMissing = createError(
+  'POSTERN_SECRET_UNAVAILABLE',
+  'A certificate or key for the connection to service %s has no value',
+  503
+)
+
+export interface UpstreamEnvironment extends TargetsEnvironment {
+  readonly options: PoolOptions
+  /** Pools by what they connect to, so that a reload keeps connections of what did not change. */
+  readonly pools: Kept
+}
+
+/** One address requests of one service can be sent to. */
+export class Peer {
+  readonly address: TargetAddress
   readonly ip: string
   readonly port: number
   /** What `Host` says unless the route preserves the client's. */
   readonly authority: string
   readonly pool: Dispatcher
-}
+  readonly #targets: Targets
 
-/** Limits and verification of connections to upstreams. */
-export interface PoolOptions {
-  /** Most connections per peer. */
-  readonly connections: number
-  /** Milliseconds an idle connection is kept. */
-  readonly idleTimeout: number
-  /** Verify upstream certificates where the service does not say. */
-  readonly tlsVerify: boolean
-}
-
-export interface UpstreamEnvironment {
-  readonly options: PoolOptions
-  readonly resolver: Resolver
-  /** Pools by what they connect to, so that a reload keeps connections of what did not change. */
-  readonly pools: Kept
-}
-
-interface Endpoint {
-  readonly host: string
-  readonly port: number
-  readonly weight: number
-}
-
-interface TlsMaterial {
-  readonly ca: readonly string[] | undefined
-  readonly cert: string | undefined
-  readonly key: string | undefined
-  /** Identifies the material in a pool's key without being it. */
-  readonly identity: string
-}
-
-const DEFAULT_TARGET_PORT = 8000
-
-/** Splits `host`, `host:port`, `1.2.3.4:80`, `[::1]:80` of a target. */
-export function parseTarget(text: string): { host: string; port: number } {
-  if (text.startsWith('[')) {
-    const end = text.indexOf(']')
-    const port = text.slice(end + 2)
-    return { host: text.slice(1, end), port: port === '' ? DEFAULT_TARGET_PORT : Number(port) }
+  constructor(address: TargetAddress, authority: string, pool: Dispatcher, targets: Targets) {
+    this.address = address
+    this.ip = address.ip
+    this.port = address.port
+    this.authority = authority
+    this.pool = pool
+    this.#targets = targets
   }
-  const colon = text.indexOf(':')
-  if (colon === -1 || isIP(text) === 6) return { host: text, port: DEFAULT_TARGET_PORT }
-  return { host: text.slice(0, colon), port: Number(text.slice(colon + 1)) }
+
+  /** An attempt begins; {@link end} must follow once. */
+  begin(): void {
+    this.#targets.begin(this.address)
+  }
+
+  end(): void {
+    this.#targets.end(this.address)
+  }
+
+  /** It answered with a status, `milliseconds` after the attempt began. */
+  answered(status: number, milliseconds: number): void {
+    this.#targets.answered(this.address, status, milliseconds)
+  }
+
+  /** It gave no answer. */
+  failed(kind: Failure): void {
+    this.#targets.failed(this.address, kind)
+  }
 }
 
-/** Where the requests of one service go: its own host, or the targets of the upstream it names. */
+/** Where the requests of one service go, and how they are sent there. */
 export class ServiceUpstream {
   readonly service: Service
   readonly scheme: 'http' | 'https'
-  readonly #endpoints: readonly Endpoint[]
+  readonly #targets: Targets
   readonly #hostHeader: string | undefined
-  readonly #tls: TlsMaterial
+  readonly #tls: TlsMaterial | undefined
   readonly #environment: UpstreamEnvironment
-  readonly #keys = new Set<string>()
-  readonly #peers = new Map<string, Peer>()
-  #answers: readonly (readonly Address[])[] = []
-  #balancer: Balancer<Peer> | undefined
+  readonly #peers = new Map<TargetAddress, { readonly peer: Peer; readonly key: string }>()
+  #generation = -1
 
+  /** `tls` undefined: a part of it has no value, so that requests cannot be sent. */
   constructor(
     service: Service,
-    endpoints: readonly Endpoint[],
+    targets: Targets,
     hostHeader: string | undefined,
-    tls: TlsMaterial,
+    tls: TlsMaterial | undefined,
     environment: UpstreamEnvironment
   ) {
     this.service = service
     this.scheme = service.protocol === 'https' || service.protocol === 'grpcs' ? 'https' : 'http'
-    this.#endpoints = endpoints
+    this.#targets = targets
     this.#hostHeader = hostHeader
     this.#tls = tls
     this.#environment = environment
   }
 
   /**
-   * The next peer, avoiding those already tried where there are others; undefined when every weight
-   * is 0. Rejects or throws when a name does not resolve. Synchronous once names are known.
+   * The next peer for a request, avoiding those already tried while there are others; undefined when
+   * none is available. Throws or rejects with POSTERN_DNS_FAILED when the service's name has no
+   * address, and throws POSTERN_SECRET_UNAVAILABLE. Synchronous once names are known.
    */
-  pick(tried: ReadonlySet<Peer> | undefined): Peer | undefined | Promise<Peer | undefined> {
-    let waiting = false
-    let changed = this.#balancer === undefined
-    const answers: (readonly Address[] | Promise<readonly Address[]>)[] = []
-    for (let i = 0; i < this.#endpoints.length; i++) {
-      const answer = this.#environment.resolver.resolve(this.#endpoints[i]!.host)
-      if (answer instanceof Promise) waiting = true
-      if (answer !== this.#answers[i]) changed = true
-      answers.push(answer)
+  pick(
+    request: BalancedRequest,
+    tried: ReadonlySet<TargetAddress> | undefined
+  ): Peer | undefined | Promise<Peer | undefined> {
+    if (this.#tls === undefined) {
+      throw new MaterialMissing(this.service.name ?? this.service.id)
     }
-    if (waiting) return Promise.all(answers).then(known => this.#rebuild(known).pick(tried))
-    if (changed) this.#rebuild(answers as (readonly Address[])[])
-    return this.#balancer!.pick(tried)
+    try {
+      const address = this.#targets.pick(request, tried)
+      if (!(address instanceof Promise)) return this.#peerOf(address)
+      return address.then(
+        found => this.#peerOf(found),
+        error => {
+          throw explain(error)
+        }
+      )
+    } catch (error) {
+      throw explain(error)
+    }
   }
 
-  #rebuild(answers: readonly (readonly Address[])[]): Balancer<Peer> {
-    const entries: { peer: Peer; weight: number }[] = []
-    for (const [index, { host, port, weight }] of this.#endpoints.entries()) {
-      for (const { address } of answers[index]!) {
-        entries.push({ peer: this.#peer(host, address, port), weight })
-      }
+  #peerOf(address: TargetAddress | undefined): Peer | undefined {
+    if (this.#generation !== this.#targets.generation) this.#prune()
+    if (address === undefined) return undefined
+    let entry = this.#peers.get(address)
+    if (entry === undefined) {
+      entry = this.#open(address)
+      this.#peers.set(address, entry)
     }
-    this.#answers = answers
-    this.#balancer = roundRobin(entries)
-    return this.#balancer
+    return entry.peer
   }
 
-  #peer(host: string, ip: string, port: number): Peer {
-    const name = `${host} ${ip} ${port}`
-    let peer = this.#peers.get(name)
-    if (peer === undefined) {
-      peer = this.#open(host, ip, port)
-      this.#peers.set(name, peer)
+  /** Lets go of the pools of addresses that are gone; what is under way there ends undisturbed. */
+  #prune(): void {
+    this.#generation = this.#targets.generation
+    if (this.#peers.size === 0) return
+    const { addresses } = this.#targets
+    for (const [address, { key }] of this.#peers) {
+      if (addresses.has(address)) continue
+      this.#peers.delete(address)
+      void this.#environment.pools.release(key)
     }
-    return peer
   }
 
-  #open(host: string, ip: string, port: number): Peer {
+  #open(address: TargetAddress) {
     const { options, pools } = this.#environment
     const { service, scheme } = this
-    const bracketed = isIP(host) === 6 ? `[${host}]` : host
-    const defaultPort = scheme === 'https' ? 443 : 80
-    const authority =
-      this.#hostHeader ?? (port === defaultPort ? bracketed : `${bracketed}:${port}`)
-    // RFC 6066 §3: SNI carries names only, never addresses.
-    const sniHost = authority.replace(/:\d+$/, '')
-    const servername = isIP(sniHost.replace(/^\[|\]$/g, '')) === 0 ? sniHost : ''
-    const verify = service.tls_verify ?? options.tlsVerify
-    const key = [
+    const { ip, port } = address
+    const authority = withPort(this.#hostHeader ?? address.host, port, scheme)
+    const name = authority.replace(/:\d+$/, '')
+    const target: PoolTarget = {
       scheme,
       ip,
       port,
-      servername,
-      verify,
-      service.connect_timeout,
-      this.#tls.identity
-    ].join('|')
-    this.#keys.add(key)
-    const pool = pools.acquire(key, () => {
-      const ipText = isIP(ip) === 6 ? `[${ip}]` : ip
-      return new Http1Pool(new URL(`${scheme}://${ipText}:${port}`), {
-        connections: options.connections,
-        maxWaiting: 4096,
-        idleTimeout: options.idleTimeout,
-        maxRequests: 10_000,
-        maxHeadSize: 65_536,
-        connect: buildConnector({
-          allowH2: false,
-          timeout: service.connect_timeout,
-          rejectUnauthorized: verify,
-          ...(servername === '' ? {} : { servername }),
-          ...(this.#tls.ca === undefined ? {} : { ca: [...this.#tls.ca] }),
-          ...(this.#tls.cert === undefined ? {} : { cert: this.#tls.cert, key: this.#tls.key })
-        })
-      })
-    })
-    return { ip, port, authority, pool }
+      // RFC 6066 §3: SNI carries names only, never addresses.
+      servername: isIP(name.replace(/^\[|\]$/g, '')) === 0 ? name : '',
+      http2: service.protocol === 'grpc' || service.protocol === 'grpcs',
+      verify: service.tls_verify ?? options.tlsVerify,
+      verifyDepth: service.tls_verify_depth,
+      sans: service.tls_sans,
+      connectTimeout: service.connect_timeout
+    }
+    const tls = this.#tls!
+    const key = JSON.stringify([target, tls.identity])
+    const pool = pools.acquire(key, () => openPool(target, tls, options))
+    return { peer: new Peer(address, authority, pool, this.#targets), key }
   }
 
   async release(): Promise<void> {
-    await Promise.all([...this.#keys].map(key => this.#environment.pools.release(key)))
+    await Promise.all(
+      [...this.#peers.values()].map(({ key }) => this.#environment.pools.release(key))
+    )
   }
+}
+
+/** `host:port` as `Host` has it: without the port that the scheme implies (RFC 9110 §7.2). */
+function withPort(host: string, port: number, scheme: 'http' | 'https'): string {
+  if (isIP(host) === 6) return withPort(`[${host}]`, port, scheme)
+  const hasPort = /:\d+$/.test(host.replace(/^\[.*\]/, ''))
+  return hasPort || port === (scheme === 'https' ? 443 : 80) ? host : `${host}:${port}`
+}
+
+function explain(error: unknown): unknown {
+  return error instanceof Unresolved ? new NameNotResolved(error.host, error.failure) : error
+}
+
+/** What of a configuration the upstreams are made of; entities whose references have no value are left out. */
+export interface UpstreamsConfig {
+  readonly services: readonly Service[]
+  readonly upstreams: readonly Upstream[]
+  readonly targets: readonly Target[]
+  readonly certificates: readonly Certificate[]
+  readonly ca_certificates: readonly CaCertificate[]
 }
 
 /** The upstreams of every service of a configuration. */
 export class Upstreams {
   readonly #byService = new Map<string, ServiceUpstream>()
+  readonly #targets: Targets[] = []
   #holders = 0
 
-  constructor(
-    config: {
-      readonly services: readonly Service[]
-      readonly upstreams: readonly Upstream[]
-      readonly targets: readonly Target[]
-      readonly certificates: readonly Certificate[]
-      readonly ca_certificates: readonly CaCertificate[]
-    },
-    environment: UpstreamEnvironment
-  ) {
+  constructor(config: UpstreamsConfig, environment: UpstreamEnvironment) {
     const upstreams = new Map(config.upstreams.map(upstream => [upstream.name, upstream]))
-    const certificates = new Map(
-      config.certificates.map(certificate => [certificate.id, certificate])
-    )
-    const authorities = new Map(config.ca_certificates.map(authority => [authority.id, authority]))
-    const targets = Map.groupBy(config.targets, target => target.upstream.id)
+    const materials = materialsOf(config)
+    const byUpstream = Map.groupBy(config.targets, target => target.upstream.id)
+    const shared = new Map<Upstream, Targets>()
     for (const service of config.services) {
       const upstream = upstreams.get(service.host)
-      const certificateId = service.client_certificate?.id ?? upstream?.client_certificate?.id
-      const certificate = certificateId === undefined ? undefined : certificates.get(certificateId)
-      const ca = service.ca_certificates?.map(id => authorities.get(id)!.cert.reveal())
-      const tls: TlsMaterial = {
-        ca,
-        cert: certificate?.cert.reveal(),
-        key: certificate?.key.reveal(),
-        identity:
-          certificate === undefined && ca === undefined
-            ? ''
-            : hash(
-                'sha256',
-                JSON.stringify([certificate?.cert.reveal(), certificate?.key.reveal(), ca])
-              )
+      let targets = upstream === undefined ? undefined : shared.get(upstream)
+      if (targets === undefined) {
+        const endpoints =
+          upstream === undefined
+            ? [{ host: service.host, port: service.port, weight: 100, failover: false }]
+            : (byUpstream.get(upstream.id) ?? []).map(endpointOf)
+        targets = new Targets(endpoints, upstream, environment)
+        this.#targets.push(targets)
+        if (upstream !== undefined) shared.set(upstream, targets)
       }
-      const endpoints =
-        upstream === undefined
-          ? [{ host: service.host, port: service.port, weight: 100 }]
-          : (targets.get(upstream.id) ?? []).map(target => ({
-              ...parseTarget(target.target),
-              weight: target.weight
-            }))
       this.#byService.set(
         service.id,
-        new ServiceUpstream(service, endpoints, upstream?.host_header, tls, environment)
+        new ServiceUpstream(
+          service,
+          targets,
+          upstream?.host_header,
+          materials(service, upstream),
+          environment
+        )
       )
     }
   }
@@ -239,6 +235,26 @@ export class Upstreams {
 
   async release(): Promise<void> {
     if (--this.#holders > 0) return
+    for (const targets of this.#targets) targets.release()
     await Promise.all([...this.#byService.values()].map(upstream => upstream.release()))
+  }
+}
+
+const NO_MATERIAL: TlsMaterial = { ca: undefined, cert: undefined, key: undefined, identity: '' }
+
+/** Gives each service what its connections show and trust. */
+function materialsOf({ certificates, ca_certificates }: UpstreamsConfig) {
+  const pairs = new Map(certificates.map(certificate => [certificate.id, certificate]))
+  const authorities = new Map(ca_certificates.map(authority => [authority.id, authority]))
+  return (service: Service, upstream: Upstream | undefined): TlsMaterial | undefined => {
+    const id = service.client_certificate?.id ?? upstream?.client_certificate?.id
+    const pair = id === undefined ? undefined : pairs.get(id)
+    const trusted = service.ca_certificates?.map(each => authorities.get(each))
+    if ((id !== undefined && pair === undefined) || trusted?.includes(undefined)) return undefined
+    if (pair === undefined && trusted === undefined) return NO_MATERIAL
+    const ca = trusted?.map(authority => authority!.cert.reveal())
+    const cert = pair?.cert.reveal()
+    const key = pair?.key.reveal()
+    return { ca, cert, key, identity: hash('sha256', JSON.stringify([cert, key, ca])) }
   }
 }

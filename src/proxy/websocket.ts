@@ -80,7 +80,7 @@ export class WebSockets {
 
   async #pick(exchange: HttpExchange): Promise<Peer | undefined> {
     try {
-      const peer = await this.#handler.targetOf(exchange).pick(undefined)
+      const peer = await this.#handler.targetOf(exchange).pick(exchange, undefined)
       if (peer === undefined) this.#handler.failed(exchange, undefined)
       return peer
     } catch (error) {

@@ -26,10 +26,15 @@ export class Call implements Dispatcher.DispatchController {
   deadline = Number.POSITIVE_INFINITY
   /** Whether the head of the final response came. */
   answered = false
+  /** Whether its connection had carried another request before. */
+  reused = false
+  /** Milliseconds without a byte of the body; 0 waits for ever. */
+  bodyTimeout: number
 
   constructor(options: Dispatcher.DispatchOptions, handler: Dispatcher.DispatchHandler) {
     this.options = options
     this.handler = handler
+    this.bodyTimeout = options.bodyTimeout ?? 0
   }
 
   pause(): void {

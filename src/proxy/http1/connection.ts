@@ -98,6 +98,7 @@ export class Connection implements ResponseSink {
     if (stream !== undefined && length === -1) head += 'Transfer-Encoding: chunked\r\n'
     this.#call = call
     call.connection = this
+    call.reused = this.requests > 0
     this.requests++
     this.#reader.begin(options.method)
     call.handler.onRequestStart?.(call, null)
@@ -141,7 +142,7 @@ export class Connection implements ResponseSink {
   resume(): void {
     const call = this.#call
     if (call === undefined) return
-    this.#await(call, call.answered ? call.options.bodyTimeout : call.options.headersTimeout)
+    this.#await(call, call.answered ? call.bodyTimeout : call.options.headersTimeout)
     try {
       this.#reader.resume()
     } catch (error) {
@@ -157,7 +158,7 @@ export class Connection implements ResponseSink {
       this.socket.destroy()
       return
     }
-    if (call.answered) this.#await(call, call.options.bodyTimeout)
+    if (call.answered) this.#await(call, call.bodyTimeout)
     try {
       this.#reader.feed(chunk)
     } catch (error) {
@@ -172,7 +173,6 @@ export class Connection implements ResponseSink {
     if (status >= 200) {
       call.answered = true
       if (contentLength !== -1) headers['content-length'] = String(contentLength)
-      this.#await(call, call.options.bodyTimeout)
     }
     for (let i = 0; i < rawHeaders.length; i += 2) {
       const name = rawHeaders[i]!
@@ -180,7 +180,9 @@ export class Connection implements ResponseSink {
         this.#noteHint(rawHeaders[i + 1]!)
       else if (name.length === 4 && name.toLowerCase() === 'link')
         addLink(headers, rawHeaders[i + 1]!)
+      else if (name.length === 12 && isEventStream(name, rawHeaders[i + 1]!)) call.bodyTimeout = 0
     }
+    if (call.answered) this.#await(call, call.bodyTimeout)
     call.handler.onResponseStart?.(call, status, headers, reason)
   }
 
@@ -240,6 +242,11 @@ export class Connection implements ResponseSink {
     if (this.#call !== undefined) this.fail(new errors.SocketError('other side closed'))
     this.#owner.onGone(this)
   }
+}
+
+/** A stream of events is silent for as long as nothing happens: no time without bytes is too long. */
+function isEventStream(name: string, value: string): boolean {
+  return name.toLowerCase() === 'content-type' && /^text\/event-stream\b/i.test(value)
 }
 
 function addLink(headers: IncomingHttpHeaders, value: string): void {

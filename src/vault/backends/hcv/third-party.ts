@@ -1,6 +1,6 @@
 import type { OutgoingHttpHeaders } from 'node:http'
 import { VaultDenied, VaultUnreachable } from '../../../errors.ts'
-import { Transport } from '../transport.ts'
+import { Transport } from './transport.ts'
 
 /** A request to someone who vouches for the gateway: an identity provider, a metadata service. */
 export interface Inquiry {
