@@ -12,6 +12,7 @@ import {
   watchedConfig
 } from './generation.ts'
 import { createLogger } from './log.ts'
+import { releaseLoadGarbage } from './memory.ts'
 import { Metrics } from './metrics.ts'
 import { plugins } from './plugins/index.ts'
 import type { Logger } from './plugins/plugin.ts'
@@ -392,6 +393,7 @@ class ControlThread implements Gateway {
         },
         'serving'
       )
+      releaseLoadGarbage()
     } catch (error) {
       await this.close()
       throw error

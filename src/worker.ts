@@ -2,6 +2,7 @@ import { parentPort, workerData } from 'node:worker_threads'
 import { serveCalls } from './calls.ts'
 import { type Generation, maskSecrets, type SecretState } from './generation.ts'
 import { createLogger, logWarnings } from './log.ts'
+import { releaseLoadGarbage } from './memory.ts'
 import { plugins } from './plugins/index.ts'
 import { Kept } from './plugins/instance.ts'
 import type { Store } from './plugins/plugin.ts'
@@ -160,6 +161,7 @@ async function listen(): Promise<readonly number[]> {
     )
   }
   listening = opened
+  releaseLoadGarbage()
   return opened.map(({ port }) => port)
 }
 
