@@ -1,13 +1,19 @@
+import { isIP } from 'node:net'
 import { generate } from 'selfsigned'
 
-/** A self-signed certificate for these names, PEM. */
+/** A self-signed certificate for these names and addresses, PEM. */
 export async function certificateFor(...names: string[]): Promise<{ cert: string; key: string }> {
   const { cert, private: key } = await generate([{ name: 'commonName', value: names[0]! }], {
     keyType: 'ec',
     curve: 'P-256',
     algorithm: 'sha256',
     extensions: [
-      { name: 'subjectAltName', altNames: names.map(value => ({ type: 2 as const, value })) }
+      {
+        name: 'subjectAltName',
+        altNames: names.map(value =>
+          isIP(value) ? { type: 7 as const, ip: value } : { type: 2 as const, value }
+        )
+      }
     ]
   })
   return { cert, key }

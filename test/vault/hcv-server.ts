@@ -53,6 +53,8 @@ export interface Seen {
 export interface FakeVault extends HcvServer {
   /** Everything received, in order; may be emptied. */
   readonly seen: Seen[]
+  /** Fingerprints of the client certificates that were shown, in order. */
+  readonly certificates: string[]
   readonly tokens: Tokens
   readonly leases: Leases
   /** Connections open now. */
@@ -127,6 +129,7 @@ export function pathOf(url: string): string {
 
 class FakeVaultServer implements FakeVault {
   readonly seen: Seen[] = []
+  readonly certificates: string[] = []
   readonly tokens = new Tokens()
   readonly leases = new Leases()
   override: Override | undefined
@@ -192,7 +195,9 @@ class FakeVaultServer implements FakeVault {
 
   /** Answers one request from the wire. */
   async serve(request: ServiceRequest, fault: Fault | undefined): Promise<ServiceAnswer> {
-    const { method, url, headers, certificate } = request
+    const { method, url, headers } = request
+    const peer = request.certificate && new X509Certificate(request.certificate)
+    if (peer !== undefined) this.certificates.push(peer.fingerprint256)
     const path = pathOf(url)
     const body = request.body === '' ? {} : JSON.parse(request.body)
     this.seen.push({ method, path, headers, body })
@@ -211,7 +216,7 @@ class FakeVaultServer implements FakeVault {
       url: new URL(url, this.url),
       headers,
       body,
-      peer: certificate === undefined ? undefined : new X509Certificate(certificate)
+      peer
     })
   }
 

@@ -60,6 +60,7 @@ export function seconds(duration: unknown): number | undefined {
 export function termsOf(role: Body) {
   return {
     policies: role.token_policies ?? [],
+    bare: role.token_no_default_policy === true,
     ...(role.token_ttl === undefined ? {} : { ttl: seconds(role.token_ttl)! }),
     ...(role.token_max_ttl === undefined ? {} : { maxTtl: seconds(role.token_max_ttl)! }),
     ...(role.token_num_uses === undefined ? {} : { uses: Number(role.token_num_uses) })

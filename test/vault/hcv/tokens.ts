@@ -13,6 +13,8 @@ export interface TokenTerms {
   readonly metadata?: Readonly<Record<string, string>>
   readonly path: string
   readonly orphan?: boolean
+  /** Leaves the default policy out, which lets a token look at, renew and revoke itself. */
+  readonly bare?: boolean
 }
 
 export interface TokenEntry {
@@ -56,7 +58,7 @@ export class Tokens {
     return {
       id: `s.${randomUUID().replaceAll('-', '').slice(0, 24)}`,
       accessor: randomUUID().replaceAll('-', '').slice(0, 24),
-      policies: [...new Set(['default', ...(terms.policies ?? [])])],
+      policies: [...new Set([...(terms.bare ? [] : ['default']), ...(terms.policies ?? [])])],
       ttl,
       createdAt: now,
       expiresAt: now + ttl * 1000,

@@ -60,21 +60,28 @@ const NETWORK: Readonly<Record<string, string>> = {
   UNABLE_TO_GET_ISSUER_CERT_LOCALLY: 'its certificate is not trusted; set ssl_ca',
   CERT_HAS_EXPIRED: 'its certificate has expired',
   ERR_TLS_CERT_ALTNAME_INVALID: 'its certificate is for another name; set ssl_server_name',
-  EPROTO: 'it does not speak TLS, or not with this client; check protocol and port',
-  ABORT_ERR: 'no answer in time'
+  EPROTO: 'it does not speak TLS, or not with this client; check protocol and port'
 }
 
 /** Any failure of a call as one of the coded errors the cache knows; those pass through. */
 export function classify(error: unknown, subject: string): Error {
   if (error instanceof VaultAnswerError) return classifyAnswer(error, subject)
+  return isCoded(error) ? error : new VaultUnreachable(subject, failureOf(error))
+}
+
+/** Whether this is an error of src/errors.ts. */
+export function isCoded(error: unknown): error is Error {
+  const { code } = error as { code?: unknown }
+  return typeof code === 'string' && code.startsWith('POSTERN_')
+}
+
+/** Why an exchange came to nothing, in words. */
+export function failureOf(error: unknown): string {
   const { code, message, name } = error as NodeJS.ErrnoException
-  if (code?.startsWith('POSTERN_')) return error as Error
-  if (name === 'TimeoutError') return new VaultUnreachable(subject, NETWORK.ABORT_ERR!)
+  // Those of signals, whose code is a number in web APIs.
+  if (name === 'TimeoutError' || name === 'AbortError') return 'no answer in time'
   const told = NETWORK[code ?? '']
-  return new VaultUnreachable(
-    subject,
-    told === undefined ? (code ?? message) : code === 'ABORT_ERR' ? told : `${told} (${code})`
-  )
+  return told === undefined ? (code ?? message) : `${told} (${code})`
 }
 
 function classifyAnswer({ status, message, retryAfter }: VaultAnswerError, subject: string): Error {

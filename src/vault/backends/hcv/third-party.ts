@@ -1,5 +1,6 @@
 import type { OutgoingHttpHeaders } from 'node:http'
 import { VaultDenied, VaultUnreachable } from '../../../errors.ts'
+import { failureOf, isCoded } from './failure.ts'
 import { Transport } from './transport.ts'
 
 /** A request to someone who vouches for the gateway: an identity provider, a metadata service. */
@@ -25,9 +26,8 @@ export async function inquire(inquiry: Inquiry): Promise<string> {
     const Refusal = answer.status >= 400 && answer.status <= 403 ? VaultDenied : VaultUnreachable
     throw new Refusal('a login', `${whom} answered ${answer.status}`)
   } catch (error) {
-    const { code, message } = error as NodeJS.ErrnoException
-    if (code?.startsWith('POSTERN_')) throw error
-    throw new VaultUnreachable('a login', `${whom} cannot be asked: ${code ?? message}`)
+    if (isCoded(error)) throw error
+    throw new VaultUnreachable('a login', `${whom} cannot be asked: ${failureOf(error)}`)
   } finally {
     transport.close()
   }

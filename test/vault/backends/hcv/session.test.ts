@@ -1,0 +1,178 @@
+import t from 'tap'
+import { until } from '../../../harness.ts'
+import { appRole, folder, opener } from '../../hcv/scenarios.ts'
+import { type FakeVault, startFakeVault } from '../../hcv-server.ts'
+
+const LOGIN = /^auth\/approle\/login$/
+const RENEW = /^auth\/token\/renew-self$/
+
+async function withSecret(): Promise<FakeVault> {
+  const vault = await startFakeVault()
+  for (const name of ['app', 'other']) {
+    await vault.call('POST', `secret/data/${name}`, { data: { a: '1' } })
+  }
+  return vault
+}
+
+const count = (vault: FakeVault, path: RegExp) =>
+  vault.seen.filter(seen => path.test(seen.path)).length
+
+await t.test('many who ask at once share one login', async t => {
+  await using vault = await withSecret()
+  const { settings } = await appRole(vault)
+  const { open } = opener(t)
+  const [one, two] = [await open(settings), await open({ ...settings, mount: '/secret' })]
+  const reads = Array.from({ length: 20 }, (_, i) => (i % 2 === 0 ? one : two).fetch('app'))
+  for (const fetched of await Promise.all(reads)) t.strictSame(fetched?.value, { a: '1' })
+  t.equal(count(vault, LOGIN), 1)
+  // So do those who find the same token dead.
+  for (const { headers } of [...vault.seen]) vault.tokens.revoke(String(headers['x-vault-token']))
+  vault.seen.length = 0
+  await Promise.all(Array.from({ length: 20 }, () => one.fetch('app')))
+  t.equal(count(vault, LOGIN), 1)
+})
+
+await t.test('a refused login is not repeated at once', async t => {
+  await using vault = await withSecret()
+  const { settings } = await appRole(vault)
+  const { open } = opener(t)
+  const { fetch } = await open({ ...settings, approle_secret_id: 'wrong' })
+  for (let i = 0; i < 10; i++) {
+    await t.rejects(fetch('app'), { code: 'POSTERN_VAULT_DENIED', message: /a login \(approle\)/ })
+  }
+  t.equal(count(vault, LOGIN), 1)
+  await until(async () => {
+    await fetch('app').catch(() => {})
+    return count(vault, LOGIN) === 2
+  }, 'it is tried again after a pause')
+})
+
+await t.test('a login that hangs holds nobody beyond his own patience', async t => {
+  await using vault = await withSecret()
+  const { settings } = await appRole(vault)
+  const { backend, fetch } = await opener(t).open(settings)
+  await vault.fault('black-hole', LOGIN)
+  await t.rejects(backend.fetch('app', undefined, AbortSignal.timeout(50)), {
+    code: 'POSTERN_VAULT_UNREACHABLE'
+  })
+  await t.rejects(backend.fetch('app', undefined, AbortSignal.abort()), {
+    code: 'POSTERN_VAULT_UNREACHABLE'
+  })
+  // Healing ends the connections held back, and with them the login under way.
+  await vault.fault(undefined)
+  t.ok(await until(() => fetch('app').catch(() => undefined), 'the next login succeeds'))
+})
+
+await t.test('a login whose answer holds no token', async t => {
+  await using vault = await withSecret()
+  const { settings } = await appRole(vault)
+  const { fetch } = await opener(t).open(settings)
+  vault.override = { path: LOGIN, status: 200, body: { auth: null } }
+  await t.rejects(fetch('app'), { code: 'POSTERN_VAULT_UNREACHABLE', message: /holds no token/ })
+})
+
+await t.test(
+  'a renewal that fails is tried again and told; one that is refused makes a login',
+  async t => {
+    await using vault = await withSecret()
+    const { settings } = await appRole(vault, { token_ttl: '4s' })
+    const { open, warnings } = opener(t)
+    const { backend, fetch } = await open(settings)
+    await fetch('app')
+    const first = backend.health!().tokenExpiresAt!
+    vault.override = { path: RENEW, status: 503, times: 1 }
+    await until(() => backend.health!().tokenExpiresAt! > first + 1000, 'it is renewed')
+    t.equal(count(vault, RENEW), 2)
+    t.equal(count(vault, LOGIN), 1)
+    t.match(warnings, [/could not be prolonged.*"vault":"127\.0\.0\.1:\d+".*answered 503/])
+    vault.override = { path: RENEW, status: 403 }
+    await until(() => count(vault, LOGIN) === 2, 'a new login')
+    t.ok(await fetch('app'))
+    t.equal(warnings.length, 1)
+  }
+)
+
+await t.test('a token that has ended while its vault was away is followed by another', async t => {
+  await using vault = await withSecret()
+  const { settings } = await appRole(vault, { token_ttl: '1s', token_max_ttl: '1s' })
+  const { open, warnings } = opener(t)
+  const { fetch } = await open(settings)
+  await fetch('app')
+  await vault.fault('refused')
+  await until(() => warnings.length > 0, 'prolonging fails')
+  await t.rejects(fetch('app'), { code: 'POSTERN_VAULT_UNREACHABLE', message: /ECONNREFUSED/ })
+  await vault.fault(undefined)
+  t.ok(await until(() => fetch('app').catch(() => undefined), 'it reads again'))
+})
+
+await t.test(
+  'a token that may not look at itself is doubted once, not at each refusal',
+  async t => {
+    await using vault = await withSecret()
+    const { settings } = await appRole(vault, { token_no_default_policy: true })
+    await vault.call('PUT', 'sys/policies/acl/gateway', {
+      policy: 'path "secret/data/app" { capabilities = ["read"] }'
+    })
+    const { fetch } = await opener(t).open(settings)
+    for (let i = 0; i < 5; i++) await t.rejects(fetch('other'), { code: 'POSTERN_VAULT_DENIED' })
+    t.equal(count(vault, LOGIN), 2)
+    t.ok(await fetch('app'))
+  }
+)
+
+await t.test(
+  'closing gives the token back, but not one with leases or one that was given',
+  async t => {
+    await using vault = await withSecret()
+    const { settings } = await appRole(vault)
+    const { open } = opener(t)
+    const own = await open(settings)
+    await own.fetch('app')
+    t.equal(vault.tokens.alive, 1)
+    await own.close()
+    t.equal(vault.tokens.alive, 0)
+
+    await vault.call('POST', 'sys/mounts/database', { type: 'database' })
+    await vault.call('POST', 'database/roles/app', { default_ttl: '1h', max_ttl: '2h' })
+    await vault.call('PUT', 'sys/policies/acl/gateway', {
+      policy: 'path "database/*" { capabilities = ["read"] }'
+    })
+    const leasing = await open({ ...settings, kv: 'v1', mount: 'database' })
+    t.equal((await leasing.fetch('creds/app'))?.ttl, 2400)
+    await leasing.close()
+    t.equal(vault.tokens.alive, 1, 'the credentials taken out live on with their token')
+
+    const { auth } = await vault.call('POST', 'auth/token/create', {})
+    const given = await open({ port: vault.port, kv: 'v2', token: auth.client_token })
+    await given.fetch('app')
+    await given.close()
+    t.equal(vault.tokens.alive, 2)
+    await t.resolves(given.close(), 'closing twice is closing once')
+  }
+)
+
+await t.test('closing is bounded where the vault hangs', async t => {
+  await using vault = await withSecret()
+  const { settings } = await appRole(vault)
+  const { fetch, close } = await opener(t).open(settings)
+  await fetch('app')
+  await vault.fault('black-hole')
+  await t.resolves(close())
+})
+
+await t.test('a token file that is missing is told by its path', async t => {
+  await using vault = await withSecret()
+  const { file } = await folder(t)
+  const { open } = opener(t)
+  const { fetch } = await open({ port: vault.port, kv: 'v2', token_file: '/nowhere/token' })
+  await t.rejects(fetch('app'), {
+    message: /\/nowhere\/token \(token_file\) cannot be read: ENOENT/
+  })
+  const byFile = await open({
+    port: vault.port,
+    kv: 'v2',
+    token_file: await file('token', 'root\n')
+  })
+  t.ok(await byFile.fetch('app'))
+  t.strictSame(byFile.backend.health!(), {}, 'a root token never ends')
+})
