@@ -96,7 +96,7 @@ const userpass: LoginCheck = ({ path, body }, users) => {
 const cert: LoginCheck = ({ peer, body }, roles) => {
   if (peer === undefined) throw new Refusal(400, 'no client certificate found')
   for (const [name, role] of roles) {
-    if (body.name !== undefined && body.name !== name) continue
+    if (role.certificate === undefined || (body.name ?? name) !== name) continue
     const trusted = new X509Certificate(role.certificate)
     if (peer.raw.equals(trusted.raw) || peer.verify(trusted.publicKey)) return role
   }

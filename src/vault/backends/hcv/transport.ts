@@ -119,7 +119,12 @@ function proxiesOf(env: Readonly<Record<string, string | undefined>>): Record<st
 /** A PEM text, or that of the file it names. */
 async function pemOf(text: string | undefined): Promise<string | undefined> {
   if (text === undefined || text.includes('-----BEGIN')) return text
-  return readFile(text, 'utf8')
+  try {
+    return await readFile(text, 'utf8')
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException
+    throw new Error(`the PEM file ${text} cannot be read: ${code}`)
+  }
 }
 
 async function exchange(request: TransportRequest, agents: Agents): Promise<TransportAnswer> {

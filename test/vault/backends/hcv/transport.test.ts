@@ -38,7 +38,7 @@ await t.test('the vault’s certificate: trusted, for another name, unchecked', 
   })
   await t.rejects((await open({ ...settings, ssl_ca: '/nowhere/ca.pem' })).fetch('app'), {
     code: 'POSTERN_VAULT_UNREACHABLE',
-    message: /ENOENT/
+    message: /\/nowhere\/ca\.pem cannot be read: ENOENT/
   })
 })
 
