@@ -653,6 +653,9 @@ class ControlThread implements Gateway {
       metrics: () => this.#renderMetrics(),
       unready: () => this.#unready(),
       vaults: () => ({ references: this.#vaultStatus() }),
+      upstreams: () => ({ upstreams: this.#upstreams.status() }),
+      setHealth: (upstream: string, target: string | undefined, healthy: boolean) =>
+        this.#upstreams.turn(upstream, target, healthy),
       config: () => ({
         file: this.#loaded?.config.file ?? '',
         text: this.#loaded?.config.text ?? ''

@@ -13,6 +13,13 @@ export interface StatusSource {
   metrics(): Promise<string>
   /** `GET /vaults`. */
   vaults(): object
+  /** `GET /upstreams`: every target with its addresses, their health and counters. */
+  upstreams(): object
+  /**
+   * `POST /upstreams/health`: sets the health of an upstream's targets, or of one; gives how many
+   * addresses changed, undefined when there is no such upstream.
+   */
+  setHealth(upstream: string, target: string | undefined, healthy: boolean): number | undefined
   /** The configuration as authored. `GET /config`. */
   config(): { readonly file: string; readonly text: string }
   /** `POST /reload`: loads the configuration again; rejects with what is wrong with it. */
@@ -32,7 +39,7 @@ type Answer = { readonly status: number; readonly body: object | string; readonl
 type Action = (url: URL) => Promise<Answer> | Answer
 
 /**
- * Opens the status API on an address of its own. It only reads, but for two triggers; the
+ * Opens the status API on an address of its own. It only reads, but for its triggers; the
  * configuration's truth is the file. It answers the webhooks too, unless they have an address of
  * their own. Built on node:http, so that the control thread stays light.
  */
@@ -56,6 +63,8 @@ export async function openStatus(
       type: 'text/plain; version=0.0.4; charset=utf-8'
     }),
     'GET /vaults': () => ({ status: 200, body: source.vaults() }),
+    'GET /upstreams': () => ({ status: 200, body: source.upstreams() }),
+    'POST /upstreams/health': url => setHealth(source, url.searchParams),
     'GET /config': () => {
       const { text } = source.config()
       return { status: 200, body: text, type: 'application/yaml; charset=utf-8' }
@@ -112,6 +121,20 @@ async function respond(
     }
   }
   return { status: 404, body: { message: 'Not found', paths: Object.keys(actions) } }
+}
+
+function setHealth(source: StatusSource, query: URLSearchParams): Answer {
+  const upstream = query.get('upstream')
+  const state = query.get('state')
+  if (upstream === null || (state !== 'healthy' && state !== 'unhealthy')) {
+    const message =
+      'Use ?upstream=NAME&state=healthy or unhealthy, and &target=TARGET for one alone'
+    return { status: 400, body: { message } }
+  }
+  const changed = source.setHealth(upstream, query.get('target') ?? undefined, state === 'healthy')
+  return changed === undefined
+    ? { status: 404, body: { message: `There is no upstream ${upstream}` } }
+    : { status: 200, body: { changed } }
 }
 
 async function attempt(action: () => Promise<object>): Promise<Answer> {

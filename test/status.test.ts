@@ -11,6 +11,9 @@ const SOURCE: StatusSource = {
   unready: () => [],
   metrics: async () => 'postern_up 1\n',
   vaults: () => ({ references: [] }),
+  upstreams: () => ({ upstreams: [] }),
+  setHealth: (upstream, target, healthy) =>
+    upstream === 'pool' ? (target === undefined ? 2 : 1) + (healthy ? 0 : 10) : undefined,
   config: () => ({ file: 'f', text: '_format_version: "3.0"\n' }),
   reload: async () => ({ reloaded: true }),
   refresh: async prefix => ({ changed: prefix === 'fs' ? 1 : 2 })
@@ -110,6 +113,22 @@ t.test('what breaks inside is told without its message', async t => {
   const response = await fetch(`${url}/status`)
   t.equal(response.status, 500)
   t.notMatch(await response.text(), /internal detail/)
+})
+
+t.test('the health of targets is shown and set', async t => {
+  const url = await open(t)
+  t.same(await (await fetch(`${url}/upstreams`)).json(), { upstreams: [] })
+  for (const [query, status, body] of [
+    ['upstream=pool&state=healthy', 200, { changed: 2 }],
+    ['upstream=pool&state=unhealthy&target=a:80', 200, { changed: 11 }],
+    ['upstream=none&state=healthy', 404, { message: 'There is no upstream none' }],
+    ['upstream=pool&state=well', 400, undefined],
+    ['state=healthy', 400, undefined]
+  ] as const) {
+    const answer = await post(`${url}/upstreams/health?${query}`)
+    t.equal(answer.status, status, query)
+    if (body !== undefined) t.same(await answer.json(), body, query)
+  }
 })
 
 t.test('no answer shows a resolved secret, whatever is in it', async t => {
