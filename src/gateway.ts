@@ -74,13 +74,39 @@ export interface Prepared {
   readonly settings: Settings
   readonly warnings: readonly Problem[]
   readonly vaults: Vaults
+  readonly vaultLog: VaultLog
   /** Settings whose values come out of vaults. */
   readonly references: readonly SettingReference[]
 }
 
+/** What vaults write to: they are opened before the settings say how to log. */
+class VaultLog {
+  #log: Logger | undefined
+
+  attach(log: Logger): void {
+    this.#log = log
+  }
+
+  info(fields: object, message: string): void {
+    this.#log?.info(fields, message)
+  }
+
+  warn(fields: object, message: string): void {
+    this.#log?.warn(fields, message)
+  }
+}
+
 /** The vaults of a process with this environment; nothing is asked yet. */
-export function openVaults(env: Environment, { vaultDefaults }: Collected): Vaults {
-  return createVaults({ backendTypes: builtInBackends(env), defaults: vaultDefaults })
+export function openVaults(
+  env: Environment,
+  { vaultDefaults }: Collected,
+  log = new VaultLog()
+): Vaults {
+  return createVaults({
+    backendTypes: builtInBackends(env),
+    defaults: vaultDefaults,
+    environment: { env, log }
+  })
 }
 
 /**
@@ -89,7 +115,8 @@ export function openVaults(env: Environment, { vaultDefaults }: Collected): Vaul
  */
 export async function prepareSettings(env: Environment): Promise<Prepared> {
   const collected = collectSettings(env)
-  const vaults = openVaults(env, collected)
+  const vaultLog = new VaultLog()
+  const vaults = openVaults(env, collected, vaultLog)
   const resolved = new Map<string, string>()
   if (collected.references.length > 0) {
     const set = await vaults.prepare([])
@@ -103,7 +130,7 @@ export async function prepareSettings(env: Environment): Promise<Prepared> {
   }
   const { settings, warnings } = parseSettings(collected, text => resolved.get(text))
   maskSettings(settings, collected)
-  return { settings, warnings, vaults, references: collected.references }
+  return { settings, warnings, vaults, vaultLog, references: collected.references }
 }
 
 /** Fields of a default vault that authenticate the gateway, by what their names have in common. */
@@ -303,12 +330,13 @@ class ControlThread implements Gateway {
   >()
   listeners: readonly OpenListener[] = []
 
-  constructor({ settings, warnings, vaults, references }: Prepared) {
+  constructor({ settings, warnings, vaults, vaultLog, references }: Prepared) {
     this.settings = settings
     this.#liveSettings = references.filter(({ name }) => LIVE_SETTINGS.has(name))
     this.#vaults = vaults
     this.#warnings = warnings
     this.#log = createLogger({ level: settings.logLevel, format: settings.logFormat, thread: 0 })
+    vaultLog.attach(this.#log)
     this.#upstreams = new UpstreamControl({
       servers: settings.dnsResolver,
       hostsFile: settings.dnsHostsFile,

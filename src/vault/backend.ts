@@ -11,10 +11,10 @@ export interface Fetched {
 }
 
 /**
- * One configured vault. `fetch` reads one resource: undefined means nothing is stored there, throwing
- * one of the errors VaultDenied, VaultUnreachable, VaultThrottled or SecretMalformed (src/errors.ts)
- * means it failed; any other error counts as unreachable. It must honour `signal`, make no retries of
- * its own and put no value into an error.
+ * One configured vault. `fetch` reads one resource: undefined means nothing is stored there, as does
+ * SecretAbsent with a reason; throwing one of VaultDenied, VaultUnreachable, VaultThrottled or
+ * SecretMalformed (src/errors.ts) means it failed, and any other error counts as unreachable. It must
+ * honour `signal`, make no retries of its own and put no value into an error.
  */
 export interface Backend {
   fetch(

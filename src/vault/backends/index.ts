@@ -1,4 +1,5 @@
 import type { BackendType } from '../backend.ts'
+import { awsBackend } from './aws.ts'
 import { envBackend } from './env.ts'
 import { fsBackend } from './fs.ts'
 import { hcvBackend } from './hcv.ts'
@@ -7,7 +8,7 @@ import { hcvBackend } from './hcv.ts'
 export function builtInBackends(
   environment: Readonly<Record<string, string | undefined>>
 ): readonly BackendType[] {
-  return [envBackend(environment), fsBackend, hcvBackend]
+  return [envBackend(environment), fsBackend, hcvBackend, awsBackend]
 }
 
 /** The same, over the environment of this process. */

@@ -1,8 +1,8 @@
 import { setTimeout as pause } from 'node:timers/promises'
 import type { BackendEnvironment } from '../../backend.ts'
+import { Transport, type TransportAnswer } from '../transport.ts'
 import { VaultAnswerError } from './failure.ts'
 import type { HcvSettings } from './settings.ts'
-import { Transport, type TransportAnswer } from './transport.ts'
 
 /** Redirects followed for one call: standby → active → moved again. */
 const MAX_REDIRECTS = 3

@@ -1,4 +1,5 @@
 import type { BackendEnvironment } from '../../backend.ts'
+import { untilAborted } from '../until-aborted.ts'
 import type { Answer, VaultClient } from './client.ts'
 import { classify, VaultAnswerError } from './failure.ts'
 import type { Login } from './login.ts'
@@ -258,14 +259,4 @@ function tokenOf({ auth }: Answer): Token {
     endsAt: performance.now() + life,
     renewable: auth.renewable === true
   }
-}
-
-/** The shared work goes on; only this caller stops waiting for it. */
-function untilAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
-  return new Promise((resolve, reject) => {
-    const aborted = (): void => reject(signal.reason)
-    if (signal.aborted) aborted()
-    signal.addEventListener('abort', aborted, { once: true })
-    void work.then(resolve, reject).finally(() => signal.removeEventListener('abort', aborted))
-  })
 }

@@ -1,7 +1,7 @@
 import type { OutgoingHttpHeaders } from 'node:http'
 import { VaultDenied, VaultUnreachable } from '../../../errors.ts'
+import { Transport } from '../transport.ts'
 import { failureOf, isCoded } from './failure.ts'
-import { Transport } from './transport.ts'
 
 /** A request to someone who vouches for the gateway: an identity provider, a metadata service. */
 export interface Inquiry {

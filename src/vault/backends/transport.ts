@@ -19,7 +19,12 @@ export interface TransportRequest {
   readonly method: string
   readonly url: URL
   readonly headers?: OutgoingHttpHeaders
-  readonly body?: string | undefined
+  readonly body?: string | Uint8Array | undefined
+  /**
+   * Whether the server may get it twice: it is sent anew when a kept connection turns out to have been
+   * closed. Default: whether the method is GET.
+   */
+  readonly repeatable?: boolean
   /** Bounds the whole exchange, the answer's body included. */
   readonly signal: AbortSignal
 }
@@ -33,6 +38,14 @@ export interface TransportAnswer {
 interface Agents {
   readonly http: http.Agent
   readonly https: https.Agent
+}
+
+/** An exchange this side gave up; the message is made here and safe to show. */
+export class TransportError extends Error {
+  constructor(message: string) {
+    super(message)
+    this.name = 'TransportError'
+  }
 }
 
 /**
@@ -93,7 +106,8 @@ export class Transport {
     } catch (error) {
       // The server closed a kept-alive connection just as it was used again: nothing was read.
       const { code, reused } = error as NodeJS.ErrnoException & { reused?: boolean }
-      if (request.method !== 'GET' || reused !== true || code !== 'ECONNRESET') throw error
+      const { method, repeatable = method === 'GET' } = request
+      if (!repeatable || reused !== true || code !== 'ECONNRESET') throw error
       return exchange(request, agents)
     }
   }
@@ -158,7 +172,7 @@ async function textOf(response: IncomingMessage): Promise<string> {
   let size = 0
   for await (const chunk of response as AsyncIterable<Buffer>) {
     size += chunk.length
-    if (size > MAX_ANSWER) throw new Error(`its answer is larger than ${MAX_ANSWER} bytes`)
+    if (size > MAX_ANSWER) throw new TransportError(`its answer is larger than ${MAX_ANSWER} bytes`)
     chunks.push(chunk)
   }
   return Buffer.concat(chunks).toString()
