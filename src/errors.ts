@@ -72,6 +72,21 @@ export const LogDenied = createError<[string, number]>(
   '%s answered %s: the credentials were refused'
 )
 export const LogRefused = createError<[string, number]>('POSTERN_LOG_REFUSED', '%s answered %s')
+export const BodyTooLarge = createError<[number]>(
+  'POSTERN_BODY_TOO_LARGE',
+  'The request body is longer than %s bytes',
+  413
+)
+export const BodyAborted = createError(
+  'POSTERN_BODY_ABORTED',
+  'The client ended the connection within its request',
+  400
+)
+export const WriteTimeout = createError(
+  'POSTERN_WRITE_TIMEOUT',
+  'The upstream took no more of the request body in time',
+  504
+)
 
 export const SecretUnavailable = createError<[string]>(
   'POSTERN_SECRET_UNAVAILABLE',

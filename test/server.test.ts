@@ -117,8 +117,12 @@ await t.test('HTTP/2: requests, bodies, repeated headers, errors', async t => {
   const missing = await call({ ':path': '/none' })
   t.equal(missing.answer[':status'], 404)
   t.match(missing.text, /no Route matched/)
-  const doubted = await call({ ':path': '/in', host: 'another.example' })
-  t.equal(doubted.answer[':status'], 400)
+  const doubted = await call({
+    ':path': '/in',
+    ':authority': 'a.example',
+    host: 'another.example'
+  })
+  t.equal(doubted.answer[':status'], 400, 'RFC 9113 §8.3.1: one authority')
 })
 
 await t.test(

@@ -1,8 +1,9 @@
 import { randomUUID } from 'node:crypto'
 import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from 'node:http'
 import type { Http2ServerRequest, Http2ServerResponse } from 'node:http2'
+import { isIP } from 'node:net'
 import type { TLSSocket } from 'node:tls'
-import createError from '@fastify/error'
+import { BodyAborted, BodyTooLarge } from '../errors.ts'
 import type { Instance } from '../plugins/instance.ts'
 import type {
   ClientRequest,
@@ -23,17 +24,6 @@ import type { ServiceUpstream } from './upstream.ts'
 export type RawRequest = IncomingMessage | Http2ServerRequest
 export type RawResponse = ServerResponse | Http2ServerResponse
 
-const BodyTooLarge = createError(
-  'POSTERN_BODY_TOO_LARGE',
-  'The request body is longer than %s bytes',
-  413
-)
-const BodyAborted = createError(
-  'POSTERN_BODY_ABORTED',
-  'The client ended the connection within its request',
-  400
-)
-
 /** What every exchange of a listener shares. */
 export interface ExchangeOptions {
   readonly listener: { readonly port: number; readonly ssl: boolean }
@@ -51,24 +41,42 @@ export function splitHost(text: string): { host: string; port: number | undefine
   const colon = text.lastIndexOf(':')
   if (colon === -1 || text.endsWith(']')) return { host: text, port: undefined }
   const port = Number(text.slice(colon + 1))
-  return { host: text.slice(0, colon), port: Number.isInteger(port) ? port : undefined }
+  return { host: text.slice(0, colon), port: port > 0 ? port : undefined }
 }
 
+/** An address as forwarding fields write it, with or without a port; undefined when it is none. */
+function addressIn(text: string): string | undefined {
+  let address = text.trim()
+  const colon = address.indexOf(':')
+  if (address.startsWith('[')) address = address.slice(1, address.indexOf(']'))
+  else if (colon !== -1 && colon === address.lastIndexOf(':')) address = address.slice(0, colon)
+  address = unmapped(address)
+  return isIP(address) === 0 ? undefined : address
+}
+
+/** An IPv4 address that an IPv6 socket shows, as IPv4. */
+function unmapped(address: string): string {
+  return address.startsWith('::ffff:') && address.includes('.') ? address.slice(7) : address
+}
+
+/** The client's address as a trusted peer tells it; the peer's own where it tells none. */
 function clientAddress(
   remote: string,
   headers: IncomingHttpHeaders,
   options: ExchangeOptions
 ): string {
-  if (!options.trusted(remote)) return remote
   const value = headers[options.realIpHeader]
   const text = Array.isArray(value) ? value.join(',') : value
-  if (text === undefined || text === '') return remote
-  const hops = text.split(',').map(hop => hop.trim())
-  if (!options.realIpRecursive) return hops.at(-1) || remote
+  if (text === undefined) return remote
+  const hops = text.split(',')
+  let client = remote
   for (let i = hops.length - 1; i >= 0; i--) {
-    if (!options.trusted(hops[i]!) || i === 0) return hops[i] || remote
+    const address = addressIn(hops[i]!)
+    if (address === undefined) break
+    client = address
+    if (!options.realIpRecursive || !options.trusted(address)) break
   }
-  return remote
+  return client
 }
 
 class Request implements ClientRequest {
@@ -110,8 +118,7 @@ class Request implements ClientRequest {
     const { host, port } = splitHost(authority)
     this.host = host
     this.port = port ?? options.listener.port
-    const remote = raw.socket?.remoteAddress ?? ''
-    this.remoteAddress = remote.startsWith('::ffff:') ? remote.slice(7) : remote
+    this.remoteAddress = unmapped(raw.socket?.remoteAddress ?? '')
     this.trusted = options.trusted(this.remoteAddress)
     this.clientIp = this.trusted
       ? clientAddress(this.remoteAddress, raw.headers, options)
@@ -241,6 +248,8 @@ export class HttpExchange implements Exchange {
   readonly directory: Directory
   readonly raw: RawRequest
   readonly rawResponse: RawResponse
+  /** The protocol spoken; the version a request line claims does not tell. */
+  readonly http2: boolean
   readonly options: ExchangeOptions
   route: Route | undefined = undefined
   service: Service | undefined = undefined
@@ -282,6 +291,7 @@ export class HttpExchange implements Exchange {
     this.startedMark = performance.now()
     this.raw = raw
     this.rawResponse = rawResponse
+    this.http2 = 'stream' in raw
     this.directory = directory
     this.options = options
     this.request = new Request(raw, target, options)

@@ -1,5 +1,4 @@
-import type { IncomingMessage } from 'node:http'
-import type { Http2ServerRequest } from 'node:http2'
+import type { IncomingHttpHeaders } from 'node:http'
 import { splitTarget } from './path.ts'
 
 /** Why a request is refused before anything looks at it. */
@@ -8,29 +7,50 @@ export interface FramingProblem {
   readonly message: string
 }
 
-const BAD_REQUEST: FramingProblem = { status: 400, message: 'Bad request' }
-const NOT_ALLOWED: FramingProblem = { status: 405, message: 'Method not allowed' }
-
-/** Bytes of `uri-host [":" port]` (RFC 3986 §3.2.2): no userinfo, no delimiter of another part. */
-const HOST_BYTES = new Uint8Array(256)
-for (const char of "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~%!$&'()*+,;=:[]") {
-  HOST_BYTES[char.charCodeAt(0)] = 1
+/** A request as the framing checks see it, of either protocol; only HTTP/2 has a `stream`. */
+export interface Framed {
+  readonly method?: string | undefined
+  readonly httpVersion: string
+  readonly headers: IncomingHttpHeaders
+  readonly rawHeaders: readonly string[]
+  readonly stream?: object
 }
 
+const BAD_REQUEST: FramingProblem = { status: 400, message: 'Bad request' }
+const NOT_ALLOWED: FramingProblem = { status: 405, message: 'Method not allowed' }
+const UNKNOWN_VERSION: FramingProblem = { status: 505, message: 'HTTP version not supported' }
+
+/** What names of hosts consist of; RFC 3986 §3.2.2 allows more, which no name has and parsers differ on. */
+const NAME = 1
+/** What the address within `[` and `]` consists of. */
+const ADDRESS = 2
+const HOST_BYTES = new Uint8Array(256)
+for (const char of 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~') {
+  HOST_BYTES[char.charCodeAt(0)]! |= NAME
+}
+for (const char of 'ABCDEFabcdef0123456789:.') HOST_BYTES[char.charCodeAt(0)]! |= ADDRESS
+
+/** Whether a value is `uri-host [":" port]` (RFC 9110 §7.2): no userinfo, no delimiter of another part. */
 function isHost(value: string): boolean {
-  if (value === '') return false
-  for (let i = 0; i < value.length; i++) {
+  const bracketed = value.charCodeAt(0) === 91
+  const kind = bracketed ? ADDRESS : NAME
+  let i = bracketed ? 1 : 0
+  const start = i
+  for (; i < value.length; i++) {
     const code = value.charCodeAt(i)
-    if (code > 255 || HOST_BYTES[code] === 0) return false
+    if (code > 255 || (HOST_BYTES[code]! & kind) === 0) break
   }
-  const colon = value.lastIndexOf(':')
-  if (colon === -1 || value.endsWith(']')) return true
-  if (value.indexOf(':') !== colon && !value.startsWith('[')) return false
-  for (let i = colon + 1; i < value.length; i++) {
-    const code = value.charCodeAt(i)
-    if (code < 48 || code > 57) return false
+  if (i === start) return false
+  if (bracketed && value.charCodeAt(i++) !== 93) return false
+  if (i === value.length) return true
+  if (value.charCodeAt(i++) !== 58 || value.length - i > 5) return false
+  let port = 0
+  for (; i < value.length; i++) {
+    const digit = value.charCodeAt(i) - 48
+    if (digit < 0 || digit > 9) return false
+    port = port * 10 + digit
   }
-  return Number(value.slice(colon + 1)) <= 65535
+  return port <= 65_535
 }
 
 /** Whether a target has bytes that parsers treat differently: controls, `\`, a fragment. */
@@ -45,22 +65,24 @@ function hasAmbiguousBytes(target: string): boolean {
 /**
  * Refuses whatever two parsers could read as different requests (RFC 9112 §3.2, §6.1, §6.3, §11.2):
  * anything but exactly one valid Host, both or doubtful lengths, transfer codings other than
- * `chunked` or on HTTP/1.0, targets of other forms or with ambiguous bytes. The connection must be
- * closed after the answer. `target` is the request target as received.
+ * `chunked` or on HTTP/1.0, other versions, targets of other forms or with ambiguous bytes. The
+ * connection must be closed after the answer. `target` is the request target as received.
  */
-export function framingProblem(
-  request: IncomingMessage | Http2ServerRequest,
-  target: string
-): FramingProblem | undefined {
+export function framingProblem(request: Framed, target: string): FramingProblem | undefined {
   if (request.method === 'TRACE' || request.method === 'CONNECT') return NOT_ALLOWED
   if (hasAmbiguousBytes(target)) return BAD_REQUEST
-  if (request.httpVersion === '2.0') return http2Problem(request)
+  // The version alone does not tell: a request line may well say HTTP/2.0.
+  return 'stream' in request ? http2Problem(request, target) : http1Problem(request, target)
+}
+
+function http1Problem(request: Framed, target: string): FramingProblem | undefined {
+  const { httpVersion, rawHeaders } = request
+  if (httpVersion !== '1.1' && httpVersion !== '1.0') return UNKNOWN_VERSION
   const split = splitTarget(target)
-  if (split === undefined && !(target === '*' && request.method === 'OPTIONS')) return BAD_REQUEST
+  if (split === undefined) return BAD_REQUEST
   let host: string | undefined
   let length: string | undefined
   let coding: string | undefined
-  const { rawHeaders } = request
   for (let i = 0; i < rawHeaders.length; i += 2) {
     const name = rawHeaders[i]!
     // Only names of these lengths matter here, so most fields cost one comparison.
@@ -76,19 +98,24 @@ export function framingProblem(
       coding = rawHeaders[i + 1]!
     }
   }
-  if (host === undefined && request.httpVersion !== '1.0') return BAD_REQUEST
-  if (coding !== undefined && (length !== undefined || request.httpVersion === '1.0'))
-    return BAD_REQUEST
-  if (split?.authority !== undefined && split.authority !== host) return BAD_REQUEST
+  if (host === undefined && httpVersion !== '1.0') return BAD_REQUEST
+  if (coding !== undefined && (length !== undefined || httpVersion === '1.0')) return BAD_REQUEST
+  if (split.authority !== undefined && split.authority !== host) return BAD_REQUEST
   return undefined
 }
 
-function http2Problem(request: IncomingMessage | Http2ServerRequest): FramingProblem | undefined {
-  const authority = request.headers[':authority'] as string | undefined
-  const { host } = request.headers
-  if (authority !== undefined && host !== undefined && host !== authority) return BAD_REQUEST
-  const effective = authority ?? host
-  return effective === undefined || !isHost(effective) ? BAD_REQUEST : undefined
+/** RFC 9113 §8.3.1: a path that begins with a slash, and one authority however often it is named. */
+function http2Problem(request: Framed, target: string): FramingProblem | undefined {
+  if (target.charCodeAt(0) !== 47) return BAD_REQUEST
+  const { rawHeaders } = request
+  let authority: string | undefined
+  for (let i = 0; i < rawHeaders.length; i += 2) {
+    const name = rawHeaders[i]!
+    if (name !== ':authority' && name !== 'host') continue
+    if (authority !== undefined && rawHeaders[i + 1] !== authority) return BAD_REQUEST
+    authority = rawHeaders[i + 1]!
+  }
+  return authority === undefined || !isHost(authority) ? BAD_REQUEST : undefined
 }
 
 function isDigits(value: string): boolean {

@@ -10,7 +10,12 @@ import { HttpExchange } from './exchange.ts'
 import { httpLayerBody, upstreamFailure } from './failure.ts'
 import { Forward, type ForwardOwner } from './forward.ts'
 import { framingProblem } from './framing.ts'
-import { buildUpstreamHeaders, filterResponseHeaders, filterTrailers } from './headers.ts'
+import {
+  buildUpstreamHeaders,
+  filterResponseHeaders,
+  filterTrailers,
+  listsTrailers
+} from './headers.ts'
 import type { Router } from './router.ts'
 import type { Peer, ServiceUpstream, Upstreams } from './upstream.ts'
 
@@ -375,7 +380,7 @@ export class Handler implements ForwardOwner {
   trailers(exchange: HttpExchange, rawTrailers: readonly (Buffer | string)[]): void {
     if (!wantsTrailers(exchange)) return
     const fields = filterTrailers(rawTrailers)
-    if (exchange.request.httpVersion === '2.0') {
+    if (exchange.http2) {
       const trailers: Record<string, string> = {}
       for (let i = 0; i < fields.length; i += 2) trailers[fields[i]!] = fields[i + 1]!
       ;(exchange.rawResponse as Http2ServerResponse).addTrailers(trailers)
@@ -444,8 +449,7 @@ export class Handler implements ForwardOwner {
     // RFC 9110 §8.6: no Content-Length with 1xx and 204.
     if (response.status !== 204 && response.status >= 200)
       fields.push('Content-Length', `${length}`)
-    if (exchange.closing && exchange.request.httpVersion !== '2.0')
-      fields.push('Connection', 'close')
+    if (exchange.closing && !exchange.http2) fields.push('Connection', 'close')
     writeHead(exchange, response.status, undefined, fields)
     if (body !== undefined && exchange.request.method !== 'HEAD') {
       exchange.bytesSent = length
@@ -530,7 +534,7 @@ function hasBody(raw: RawRequest): boolean {
 /** RFC 9110 §6.5.1: trailers only go to clients that said they take them. */
 function wantsTrailers(exchange: HttpExchange): boolean {
   const { te } = exchange.request.headers
-  return typeof te === 'string' && te.toLowerCase().includes('trailers')
+  return typeof te === 'string' && listsTrailers(te)
 }
 
 function writeHead(
@@ -540,7 +544,7 @@ function writeHead(
   fields: string[]
 ): void {
   const { rawResponse } = exchange
-  if (exchange.request.httpVersion === '2.0') {
+  if (exchange.http2) {
     ;(rawResponse as Http2ServerResponse).writeHead(status, groupFields(fields))
   } else if (statusText === undefined || statusText === '') {
     ;(rawResponse as ServerResponse).writeHead(status, fields)
@@ -566,6 +570,6 @@ function groupFields(fields: readonly string[]): OutgoingHttpHeaders {
 /** Ends the connection once the answer is out: what follows on it cannot be trusted. */
 function closeAfter(exchange: HttpExchange): void {
   const { rawResponse, raw } = exchange
-  if ('stream' in raw) return
+  if (exchange.http2) return
   rawResponse.once('finish', () => raw.socket.destroySoon())
 }

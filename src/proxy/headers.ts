@@ -26,7 +26,7 @@ export interface UpstreamHeadersInput {
   /** Our name in `Via`. */
   readonly via: string
   readonly upgrade: boolean
-  /** Length of a body that replaces the client's; undefined keeps the client's framing. */
+  /** Length of a body that is sent whole; undefined keeps the client's framing. */
   readonly bodyLength: number | undefined
 }
 
@@ -51,6 +51,18 @@ const NOT_FORWARDED = new Set([
   'x-forwarded-port',
   'x-forwarded-path',
   'x-forwarded-prefix'
+])
+
+/** Fields that frame the message or make the connection: a plugin's edit of them has no effect. */
+const NOT_EDITABLE = new Set([
+  'connection',
+  'content-length',
+  'keep-alive',
+  'proxy-connection',
+  'te',
+  'trailer',
+  'transfer-encoding',
+  'upgrade'
 ])
 
 /** Connection options that name no field. */
@@ -78,6 +90,17 @@ function collectNamed(flat: readonly (string | Buffer)[]): ReadonlySet<string> |
     }
   }
   return named
+}
+
+/**
+ * Whether a name with underscores would pass for one the gateway answers for: CGI, WSGI and their
+ * kind turn `-` and `_` into the same variable, so `X_Real_IP` would speak for `X-Real-IP`.
+ */
+function impersonates(lower: string, edits: UpstreamHeadersInput['edits'], own: string): boolean {
+  const name = lower.replaceAll('_', '-')
+  return (
+    NOT_FORWARDED.has(name) || NOT_EDITABLE.has(name) || name === own || edits?.has(name) === true
+  )
 }
 
 /**
@@ -112,7 +135,7 @@ export function buildUpstreamHeaders(input: UpstreamHeadersInput): string[] {
           via = via === '' ? value : `${via}, ${value}`
           break
         case 'te':
-          takesTrailers = value.toLowerCase().includes('trailers')
+          takesTrailers ||= listsTrailers(value)
           break
         case 'x-forwarded-proto':
           proto = value
@@ -134,6 +157,7 @@ export function buildUpstreamHeaders(input: UpstreamHeadersInput): string[] {
     }
     if (named?.has(lower) || edits?.has(lower) || lower === ownRequestId) continue
     if (lower === 'content-length' && input.bodyLength !== undefined) continue
+    if (lower.includes('_') && impersonates(lower, edits, ownRequestId)) continue
     if (lower === 'cookie') {
       // RFC 9113 §8.2.3: crumbs of an HTTP/2 request become one field towards HTTP/1.1.
       if (cookie !== -1) {
@@ -143,13 +167,6 @@ export function buildUpstreamHeaders(input: UpstreamHeadersInput): string[] {
       cookie = fields.length + 1
     }
     fields.push(name, value)
-  }
-  if (edits !== undefined) {
-    for (const [lower, { name, value }] of edits) {
-      if (value === undefined) continue
-      if (lower === 'host') fields[1] = value
-      else fields.push(name, value)
-    }
   }
   if (input.bodyLength !== undefined) fields.push('Content-Length', `${input.bodyLength}`)
   if (takesTrailers) fields.push('TE', 'trailers')
@@ -172,8 +189,31 @@ export function buildUpstreamHeaders(input: UpstreamHeadersInput): string[] {
   const token = `${input.httpVersion === '2.0' ? '2' : input.httpVersion} ${input.via}`
   fields.push('Via', via === '' ? token : `${via}, ${token}`)
   if (input.requestId !== undefined) fields.push(input.requestIdHeader, input.requestId)
+  if (edits !== undefined) applyEdits(fields, edits)
   if (input.upgrade) fields.push('Connection', 'keep-alive, Upgrade', 'Upgrade', 'websocket')
   return fields
+}
+
+/** Adds plugins' fields; the client's of the same names are left out already. */
+function applyEdits(fields: string[], edits: NonNullable<UpstreamHeadersInput['edits']>): void {
+  for (const [lower, { name, value }] of edits) {
+    if (NOT_EDITABLE.has(lower)) continue
+    const at = NOT_FORWARDED.has(lower)
+      ? fields.findIndex((field, i) => i % 2 === 0 && field.toLowerCase() === lower)
+      : -1
+    if (at === -1) {
+      if (value !== undefined) fields.push(name, value)
+    } else if (value !== undefined) {
+      fields[at + 1] = value
+    } else if (lower !== 'host') {
+      fields.splice(at, 2)
+    }
+  }
+}
+
+/** RFC 9110 §10.1.4: whether a `TE` value says that trailers are taken. */
+export function listsTrailers(te: string): boolean {
+  return /(?:^|,)[ \t]*trailers[ \t]*(?:,|$)/i.test(te)
 }
 
 const RESPONSE_HOP_BY_HOP = new Set([
@@ -231,13 +271,18 @@ const NEVER_TRAILERS = new Set([
   'cache-control'
 ])
 
-/** An upstream's trailers as they may go to the client, flat. */
+function mayTrail(name: string): boolean {
+  const lower = name.toLowerCase()
+  return !NEVER_TRAILERS.has(lower) && !NOT_FORWARDED.has(lower)
+}
+
+/** Trailers as they may go on, flat; in either direction. */
 export function filterTrailers(raw: readonly (Buffer | string)[]): string[] {
   const fields: string[] = []
   for (let i = 0; i < raw.length; i += 2) {
     const name = text(raw[i]!)
     const value = text(raw[i + 1]!)
-    if (!NEVER_TRAILERS.has(name.toLowerCase()) && isFieldValue(value)) fields.push(name, value)
+    if (mayTrail(name) && isFieldValue(value)) fields.push(name, value)
   }
   return fields
 }

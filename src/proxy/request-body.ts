@@ -1,22 +1,6 @@
 import { Readable } from 'node:stream'
-import createError from '@fastify/error'
+import { BodyAborted, BodyTooLarge, WriteTimeout } from '../errors.ts'
 import type { HttpExchange } from './exchange.ts'
-
-const WriteTimeout = createError(
-  'POSTERN_WRITE_TIMEOUT',
-  'The upstream took no more of the request body in time',
-  504
-)
-const BodyTooLarge = createError(
-  'POSTERN_BODY_TOO_LARGE',
-  'The request body is longer than %s bytes',
-  413
-)
-const BodyAborted = createError(
-  'POSTERN_BODY_ABORTED',
-  'The client ended the connection within its request',
-  400
-)
 
 /**
  * The client's body on its way upstream, with back-pressure. It stands between the two so that an

@@ -1,0 +1,83 @@
+import { X509Certificate } from 'node:crypto'
+import { once } from 'node:events'
+import type { AddressInfo } from 'node:net'
+import tls from 'node:tls'
+import t from 'tap'
+import { type CertificateStore, compileCertificates, selfSigned } from '../../src/proxy/tls.ts'
+import type { Certificate, Sni } from '../../src/schema/entities.ts'
+import { Secret } from '../../src/vault/secret.ts'
+import { certificateFor } from '../certificates.ts'
+
+const NAMES = ['exact.shop.example', '*.shop.example', 'shop.*', 'other.example'] as const
+const pairs = await Promise.all(NAMES.map(name => certificateFor(name)))
+const fallback = await certificateFor('fallback.example')
+const certificates = pairs.map(
+  ({ cert, key }, index) =>
+    ({ id: `c${index}`, cert: new Secret(cert), key: new Secret(key) }) as unknown as Certificate
+)
+const sni = (name: string, index: number) => ({ name, certificate: { id: `c${index}` } }) as Sni
+
+/** The name on the certificate a client that asks for `servername` is shown. */
+async function shown(store: CertificateStore, servername: string): Promise<string | undefined> {
+  const { cert, key } = store.unnamed
+  const server = tls.createServer({
+    cert: [...cert],
+    key: [...key],
+    SNICallback: (name, done) => done(null, store.context(name))
+  })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  const socket = tls.connect({
+    port,
+    host: '127.0.0.1',
+    rejectUnauthorized: false,
+    ...(servername === '' ? {} : { servername })
+  })
+  await once(socket, 'secureConnect')
+  const { subjectAltName } = new X509Certificate(socket.getPeerCertificate().raw)
+  socket.destroy()
+  server.close()
+  return subjectAltName?.replace('DNS:', '')
+}
+
+await t.test('the best certificate for a name', async t => {
+  const snis = NAMES.map((name, index) => sni(name, index))
+  const store = compileCertificates(certificates, [...snis, sni('unknown.example', 9)], fallback)
+  t.equal(await shown(store, 'EXACT.shop.example'), 'exact.shop.example')
+  t.equal(await shown(store, 'any.shop.example'), '*.shop.example')
+  t.equal(await shown(store, 'a.b.shop.example'), 'fallback.example', 'one label, not two')
+  t.equal(await shown(store, 'shop.test'), 'shop.*')
+  t.equal(await shown(store, 'single'), 'fallback.example')
+  t.equal(await shown(store, 'unknown.example'), 'fallback.example', 'without its certificate')
+  t.equal(await shown(store, ''), 'fallback.example')
+  const wild = compileCertificates(certificates, [sni('*.example', 1)], fallback)
+  t.equal(
+    await shown(wild, 'other.example'),
+    'fallback.example',
+    'no wildcard stands for a name of two labels'
+  )
+  const starred = compileCertificates(certificates, [sni('*', 3)], fallback)
+  t.equal(await shown(starred, 'nowhere.test'), 'other.example')
+  t.equal(await shown(starred, ''), 'other.example')
+})
+
+await t.test('without any certificate there is a store all the same', async t => {
+  t.same(compileCertificates([], [], { cert: '', key: '' }).unnamed, { cert: [], key: [] })
+})
+
+await t.test('material that does not fit together is refused', async t => {
+  const mixed = {
+    ...certificates[0],
+    key: new Secret(pairs[1]!.key)
+  } as unknown as Certificate
+  t.throws(() => compileCertificates([mixed], [], fallback), /key values mismatch/i)
+})
+
+await t.test('a self-signed certificate for listeners that were given none', async t => {
+  const { cert, key } = await selfSigned()
+  const parsed = new X509Certificate(cert)
+  t.match(parsed.subjectAltName, /DNS:localhost, IP Address:127\.0\.0\.1/)
+  t.notOk(parsed.ca)
+  t.match(key, /PRIVATE KEY/)
+})
