@@ -344,6 +344,7 @@ class ControlThread implements Gateway {
       log: this.#log,
       onNameChange: (host, answer) => this.#threads?.nameChanged(host, answer)
     })
+    vaultLog.attach(this.#log)
   }
 
   get statusUrl(): string | undefined {

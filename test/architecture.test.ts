@@ -40,3 +40,23 @@ await t.test('no file imports itself by way of others', async t => {
   for (const file of files) visit(file, [])
   t.equal(done.size, files.length)
 })
+
+await t.test(
+  'the control thread loads no HTTP client or server library before it needs one',
+  async t => {
+    const heavy = ['undici', 'fastify', '@fastify/http-proxy', '@redis/client', 'node-vault']
+    const statically = /^import (?!type\b)[^;]*?from '([^']+)'/gm
+    const reached = new Set<string>()
+    const visit = (file: string): void => {
+      if (reached.has(file)) return
+      reached.add(file)
+      for (const [, to] of readFileSync(join(src, `${file}.ts`), 'utf8').matchAll(statically)) {
+        if (to!.startsWith('.')) visit(join(dirname(file), to!.slice(0, -'.ts'.length)))
+        else t.notOk(heavy.includes(to!), `${file} imports ${to}`)
+      }
+    }
+    visit('gateway')
+    t.ok(reached.has('vault/rotation'))
+    t.notOk(reached.has('proxy/upstream'))
+  }
+)
