@@ -27,6 +27,8 @@ interface Thread {
   readonly calls: Remote<WorkerCalls>
   readonly counts: RequestCounts
   listening: boolean
+  /** What ended it; undefined while it lives, and when it ended without an error. */
+  failure: Error | undefined
 }
 
 /** Longest pause before a thread that keeps dying is started again, in milliseconds. */
@@ -58,16 +60,8 @@ export class Threads {
   async start(): Promise<readonly number[]> {
     const { workers } = this.#options.settings
     try {
-      const first = this.#spawn()
-      this.#ports = await first.calls.listen()
-      first.listening = true
-      await Promise.all(
-        Array.from({ length: workers - 1 }, async () => {
-          const thread = this.#spawn()
-          await thread.calls.listen()
-          thread.listening = true
-        })
-      )
+      this.#ports = await this.#open(this.#spawn())
+      await Promise.all(Array.from({ length: workers - 1 }, () => this.#open(this.#spawn())))
     } catch (error) {
       this.#closing = true
       await Promise.all([...this.#threads.values()].map(({ worker }) => worker.terminate()))
@@ -83,6 +77,17 @@ export class Threads {
 
   get workers(): readonly Worker[] {
     return [...this.#threads.values()].map(({ worker }) => worker)
+  }
+
+  /** Lets a thread listen; rejects with what ended it rather than with its end. */
+  async #open(thread: Thread): Promise<readonly number[]> {
+    try {
+      const ports = await thread.calls.listen()
+      thread.listening = true
+      return ports
+    } catch (error) {
+      throw thread.failure ?? error
+    }
   }
 
   #spawn(attempt = 0): Thread {
@@ -115,13 +120,15 @@ export class Threads {
       worker,
       calls: serveCalls<ControlCalls, WorkerCalls>(worker, control),
       counts,
-      listening: false
+      listening: false,
+      failure: undefined
     }
     this.#threads.set(number, thread)
     const bornAt = Date.now()
-    worker.on('error', error =>
+    worker.on('error', error => {
+      thread.failure = error
       log.error({ thread: number, err: error }, 'a data-plane thread failed')
-    )
+    })
     worker.on('exit', () => {
       this.#threads.delete(number)
       addTo(this.#ended, counts)
@@ -139,9 +146,8 @@ export class Threads {
   #replace(attempt: number): void {
     if (this.#closing) return
     const thread = this.#spawn(attempt)
-    thread.calls.listen().then(
+    this.#open(thread).then(
       () => {
-        thread.listening = true
         this.#options.log.info({ thread: thread.number }, 'a data-plane thread took over')
       },
       error => {

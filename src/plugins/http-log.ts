@@ -180,10 +180,18 @@ function headersOf(config: Config, { authorization }: Endpoint): Record<string, 
       throw new LogEndpointInvalid(BOTH_AUTHORIZATIONS)
     }
     const text = value.reveal()
-    validateHeaderValue(name, text)
-    headers[name] = text
+    headers[name] = usable(name, text)
   }
   return headers
+}
+
+function usable(name: string, value: string): string {
+  try {
+    validateHeaderValue(name, value)
+    return value
+  } catch {
+    throw new LogEndpointInvalid(`the value of its header ${name} has a forbidden character`)
+  }
 }
 
 /** Deprecated queue fields become those of `queue` where they differ from their old defaults. */

@@ -240,6 +240,8 @@ export class Queue {
   }
 
   async #shouldRetryNow(sink: Sink, batch: Batch, error: unknown): Promise<boolean> {
+    // Another sink took over meanwhile, with what made this one fail perhaps put right.
+    if (this.#sinks.at(-1) !== sink) return true
     if (batch.recovered || sink.recover === undefined) return false
     batch.recovered = true
     return unlessAborted(sink.recover(error), this.#closing.signal)

@@ -266,6 +266,22 @@ t.test('entries queued for one sink go to the one attached after it', async t =>
   t.equal(next.closed, 0)
 })
 
+t.test('a batch whose sink was replaced meanwhile is tried again at once', async t => {
+  const old = new Collector({ initial_retry_delay: 3600, max_retry_delay: 3600 })
+  const gate = Promise.withResolvers<void>()
+  old.answer = () => gate.promise
+  old.recover = async () => false
+  const { queue, detach } = open(t, old)
+  queue.enqueue('a')
+  await until(() => old.attempts === 1, 'an attempt with the old sink')
+  const next = new Collector()
+  queue.attach(next)
+  detach()
+  gate.reject(new Error('refused'))
+  await until(() => queue.length === 0, 'empty')
+  t.same(next.batches, [['a']])
+})
+
 t.test('a sink that is detached again gives way to the one before', async t => {
   const first = new Collector()
   const { queue } = open(t, first)
