@@ -112,6 +112,14 @@ export const SessionTooLarge = createError<[number]>(
   'POSTERN_SESSION_TOO_LARGE',
   'A session of %s characters does not fit into its cookies'
 )
+export const RedisAway = createError<[string, string]>(
+  'POSTERN_REDIS_AWAY',
+  'Redis at %s does not answer: %s'
+)
+export const RedisDenied = createError<[string, string]>(
+  'POSTERN_REDIS_DENIED',
+  'Redis at %s refused the credentials: %s'
+)
 
 /** The vault asks to be asked less: every read of this vault waits, those of others do not. */
 function createThrottled() {

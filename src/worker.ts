@@ -98,9 +98,11 @@ const environment: SnapshotEnvironment = {
       expire: (key, ttl) => control.expire(key, ttl),
       delete: key => control.delete(key)
     },
-    async refresh(entityId) {
-      if (!(await control.refresh(entityId))) return undefined
-      return current.chains.instances.find(instance => instance.scope.id === entityId)?.config
+    async refresh(entityId, config) {
+      await control.refresh(entityId)
+      // Whoever had them read again: a request may have begun before that.
+      const instance = current.chains.instances.find(({ scope }) => scope.id === entityId)
+      return instance?.config === config ? undefined : instance?.config
     }
   },
   upstreams: {

@@ -4,6 +4,7 @@ import correlationId from './correlation-id.ts'
 import httpLog from './http-log.ts'
 import keyAuth from './key-auth.ts'
 import type { Plugin } from './plugin.ts'
+import rateLimiting from './rate-limiting/index.ts'
 import requestTermination from './request-termination.ts'
 import session from './session/index.ts'
 
@@ -14,6 +15,7 @@ export const plugins: readonly Plugin[] = [
   keyAuth,
   basicAuth,
   acl,
+  rateLimiting,
   httpLog,
   requestTermination
 ] as readonly unknown[] as readonly Plugin[]

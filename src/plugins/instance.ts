@@ -11,9 +11,9 @@ export interface InstanceEnvironment {
   readonly kept: Kept
   /**
    * Re-reads the references of the plugin entity with this id and gives its configuration in force
-   * afterwards; undefined when nothing changed.
+   * afterwards; undefined when that is `config` still.
    */
-  refresh(entityId: string): Promise<unknown>
+  refresh(entityId: string, config: unknown): Promise<unknown>
 }
 
 interface Closable {
@@ -105,7 +105,7 @@ export class Instance {
       },
       shared: environment.shared[plugin.name],
       store: environment.store,
-      refresh: () => environment.refresh(entity.id) as Promise<never>
+      refresh: () => environment.refresh(entity.id, config) as Promise<never>
     }
     try {
       const hooks = await (plugin as Plugin<TSchema>).setup(config as never, context)
