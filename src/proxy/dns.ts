@@ -189,16 +189,17 @@ export class NameService implements Resolver {
     const same =
       before !== undefined &&
       before.failure === answer.failure &&
-      before.transient === answer.transient &&
       sameAddresses(before.addresses, answer.addresses)
-    if (same) return
+    if (same && before.transient === answer.transient) return
     name.answer = answer
     this.version++
     if (before === undefined || this.#closed || this.#names.get(key) !== name) return
-    this.#options.log.info(
-      { host: key, addresses: answer.addresses.map(({ ip }) => ip), code: answer.failure },
-      'the addresses of a name changed'
-    )
+    if (!same) {
+      this.#options.log.info(
+        { host: key, addresses: answer.addresses.map(({ ip }) => ip), code: answer.failure },
+        'the addresses of a name changed'
+      )
+    }
     this.#options.onChange(key, answer)
   }
 
