@@ -8,6 +8,8 @@ const common = {
   neg_ttl: Type.Optional(Type.Number({ minimum: 0 })),
   resurrect_ttl: Type.Optional(Type.Number({ minimum: 0 })),
   base64_decode: Type.Optional(Type.Boolean()),
+  timeout: Type.Optional(Type.Number({ exclusiveMinimum: 0, maximum: 300 })),
+  grace: Type.Optional(Type.Number({ minimum: 0 })),
   on_denied: Type.Optional(Type.Unsafe<'keep' | 'fail'>({ enum: ['keep', 'fail'] }))
 }
 

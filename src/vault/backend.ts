@@ -57,10 +57,12 @@ export interface BackendEnvironment {
 /** A type of vault: its settings and how to open one. One file each, listed in backends/index.ts. */
 export interface BackendType<S extends TSchema = TSchema> {
   readonly name: string
-  /** Settings besides the common ones (ttl, neg_ttl, resurrect_ttl, base64_decode, on_denied). */
+  /** Settings besides the common ones (ttl, neg_ttl, resurrect_ttl, base64_decode, on_denied, timeout, grace). */
   readonly schema: S
   /** Settings a reference may not override (`?host=` would send credentials elsewhere). */
   readonly protectedFields: readonly string[]
+  /** It reads this machine alone, so an outage cannot keep it from the gateway: nothing of it is kept on disk. */
+  readonly local?: true
   /** Opens a vault without asking it anything; SDKs are imported here, so only when they are needed. */
   open(
     config: Readonly<Record<string, unknown>>,

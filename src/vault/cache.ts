@@ -1,8 +1,8 @@
-import pLimit from 'p-limit'
-import { SecretAbsent, SecretMalformed } from '../errors.ts'
-import type { Backend, Fetched } from './backend.ts'
+import { isDeepStrictEqual } from 'node:util'
+import type { Fetched } from './backend.ts'
+import { type Clock, outcomeOf } from './gate.ts'
 
-/** Why a resource has no value. */
+/** Why a resource has no value. A vault that throttles counts as unreachable. */
 export type FailureState = 'absent' | 'denied' | 'unreachable' | 'malformed'
 
 /** What the last read that failed came to. */
@@ -10,114 +10,150 @@ export interface ReadFailure {
   readonly state: FailureState
   /** Never holds a value. */
   readonly message: string
-  /** Unix milliseconds. */
-  readonly at: number
 }
 
 /** Freshness of a resource, in seconds. */
 export interface Freshness {
-  /** How long a value is fresh; 0 is for ever. A lease the vault gives comes first. */
+  /** How long a value is fresh, so when it is read again; 0 is for ever. A lease comes first. */
   readonly ttl: number
   /** How long an absence or denial is believed before it is asked again. */
   readonly negTtl: number
-  /** How long past `ttl` the last good value is served while refreshing fails. */
+  /** How long the last good value is served after it stopped being fresh. */
   readonly resurrectTtl: number
-  /** Whether a denial takes the value out of service at once. */
+  /** Whether an absence or denial takes the value out of service at once. */
   readonly failOnDenied: boolean
-}
-
-export interface CacheOptions {
-  readonly now: () => number
-  /** 0 to 1, for jitter. */
-  readonly random: () => number
-  /** Seconds one read may take. */
+  /** How long one read may take. */
   readonly timeout: number
-  /** Reads of one vault at a time. */
-  readonly concurrency: number
 }
 
-/** First pause after a failed refresh, and the longest, in milliseconds. */
+/** What resources are read from: an open vault. */
+export interface Source {
+  /** Calls `begun` when the call is made, as opposed to waiting for its turn. */
+  fetch(
+    resource: string,
+    version: string | undefined,
+    timeout: number,
+    begun: () => void
+  ): Promise<Fetched | undefined>
+  /** Undefined when versions cannot be asked for alone; see Backend.probe. */
+  readonly probe:
+    | ((
+        resource: string,
+        version: string | undefined,
+        timeout: number,
+        begun: () => void
+      ) => Promise<string | undefined>)
+    | undefined
+  /** Until when the vault asked not to be asked, on the resource's clock. */
+  readonly pausedUntil: number
+  /** Calls `changed` when the resource changed at its source, where the vault can tell. */
+  watch(resource: string, changed: () => void): () => void
+  /** Whether settings of the vault itself are read from this resource. */
+  dependsOn(resource: Resource): boolean
+  /** Every such resource. */
+  readonly allDependencies: readonly Resource[]
+}
+
+/** Of a resource that nothing holds. */
+const UNHELD: Freshness = {
+  ttl: 0,
+  negTtl: 0,
+  resurrectTtl: 0,
+  failOnDenied: false,
+  timeout: 10
+}
+
+/** First pause after a failure, in milliseconds; it doubles with each one in a row. */
 const BACKOFF_BASE = 1000
-const BACKOFF_CAP = 300_000
-
-const STATES: Readonly<Record<string, FailureState>> = {
-  POSTERN_VAULT_DENIED: 'denied',
-  POSTERN_VAULT_MALFORMED: 'malformed',
-  POSTERN_VAULT_ABSENT: 'absent'
-}
-
-/** An open vault with its bound on concurrent reads. */
-export class OpenVault {
-  readonly backend: Backend
-  readonly #limit: ReturnType<typeof pLimit>
-  readonly #timeout: number
-
-  constructor(backend: Backend, options: CacheOptions) {
-    this.backend = backend
-    this.#limit = pLimit(options.concurrency)
-    this.#timeout = options.timeout
-  }
-
-  /** Reads a resource within the vault's bounds; rejects when it fails or takes too long. */
-  read(resource: string, version: string | undefined): Promise<Fetched | undefined> {
-    return this.#limit(async () => {
-      const timeout = Promise.withResolvers<never>()
-      const aborter = new AbortController()
-      const timer = setTimeout(() => {
-        aborter.abort()
-        timeout.reject(new Error(`no answer within ${this.#timeout} s`))
-      }, this.#timeout * 1000)
-      try {
-        // The race is for backends whose libraries do not heed the signal.
-        return await Promise.race([
-          this.backend.fetch(resource, version, aborter.signal),
-          timeout.promise
-        ])
-      } finally {
-        clearTimeout(timer)
-      }
-    })
-  }
-}
+/** Longest pause while the vault gives no answer: short, for it ends an outage. */
+const UNREACHABLE_CAP = 30_000
+/** Longest pause of the back-off after any other failure. */
+const REFUSED_CAP = 300_000
+/** Parts of its life after which a lease is read again, and by which a ttl may come early. */
+const LEASE_PART = 2 / 3
+const TTL_JITTER = 0.1
+/** Attempts of a first read whose vault gave no answer at once, and while it throttles. */
+const QUICK_ATTEMPTS = 3
+const THROTTLED_ATTEMPTS = 6
+/** Longest that a first read waits in all, and that an attempt may have taken to be repeated, in milliseconds. */
+const LOAD_PATIENCE = 30_000
+const QUICK = 1000
 
 /**
  * One resource of one vault: the unit of fetching. Whatever references take from it comes from the
- * same read, so parts of one secret never mix versions.
+ * same read, so parts of one secret never mix versions. Times are of a clock that does not jump.
  */
 export class Resource {
   readonly name: string
   readonly version: string | undefined
-  readonly vault: OpenVault
-  readonly #options: CacheOptions
-  readonly #freshness: Freshness
+  readonly source: Source
+  readonly #clock: Clock
+  readonly #held = new Set<Freshness>()
+  readonly #gone: () => void
+  #freshness: Freshness = UNHELD
   #fetched: Fetched | undefined
-  #fetchedAt = 0
+  /** When what is held was known to be current: the start of the read that said so. */
+  #confirmedAt = Number.NEGATIVE_INFINITY
+  #jitter = 0
+  #revision = 0
+  #reads = 0
   #failure: ReadFailure | undefined
   #failures = 0
-  #retryAt = 0
-  #pending: Promise<void> | undefined
+  #failingSince = 0
   #rejected: string | undefined
+  #rejections = 0
+  #rejectedSince = 0
+  #retryAt = 0
+  #reading: Promise<void> | undefined
+  #following: Promise<void> | undefined
+  #begun = false
+  #restored = false
 
+  /** `gone` is called when the vault says that there is nothing, or nothing for the gateway. */
   constructor(
     name: string,
     version: string | undefined,
-    vault: OpenVault,
-    freshness: Freshness,
-    options: CacheOptions
+    source: Source,
+    clock: Clock,
+    gone: () => void = () => {}
   ) {
     this.name = name
     this.version = version
-    this.vault = vault
-    this.#freshness = freshness
-    this.#options = options
+    this.source = source
+    this.#clock = clock
+    this.#gone = gone
+  }
+
+  /** Keeps it as fresh as this until the function it gives is called. The strictest holder decides. */
+  hold(freshness: Freshness): () => void {
+    this.#held.add(freshness)
+    this.#freshness = strictest(this.#held)
+    return () => {
+      this.#held.delete(freshness)
+      if (this.#held.size > 0) this.#freshness = strictest(this.#held)
+    }
+  }
+
+  get freshness(): Freshness {
+    return this.#freshness
   }
 
   /** The last good read, while it may be served; undefined when there is none. */
   get current(): Fetched | undefined {
     if (this.#fetched === undefined) return undefined
-    if (this.#failure?.state === 'denied' && this.#freshness.failOnDenied) return undefined
-    if (this.#failure !== undefined && this.#options.now() >= this.#expiresAt) return undefined
-    return this.#fetched
+    const now = this.#clock.now()
+    const resurrect = this.freshness.resurrectTtl * 1000
+    if (this.#rejected !== undefined && now >= this.#rejectedSince + resurrect) return undefined
+    if (this.#failure === undefined) return this.#fetched
+    const { state } = this.#failure
+    if (this.freshness.failOnDenied && (state === 'denied' || state === 'absent')) return undefined
+    return now >= this.#staleSince + resurrect ? undefined : this.#fetched
+  }
+
+  /** When the value stopped being fresh, while reads fail. */
+  get #staleSince(): number {
+    const ttl = this.#ttl
+    return ttl > 0 ? this.#confirmedAt + ttl * 1000 : this.#failingSince
   }
 
   /** Why the last read failed; undefined when it did not. */
@@ -125,155 +161,221 @@ export class Resource {
     return this.#failure
   }
 
-  get failures(): number {
-    return this.#failures
-  }
-
-  /** Unix milliseconds of the last good read; 0 before it. */
-  get fetchedAt(): number {
-    return this.#fetchedAt
-  }
-
-  /** Why the current value could not be brought into force; undefined when it could. */
+  /** Why the value that was read last could not be brought into force; undefined when it could. */
   get rejected(): string | undefined {
     return this.#rejected
   }
 
+  /** Failed reads and refused values in a row. */
+  get failures(): number {
+    return this.#failures + this.#rejections
+  }
+
+  /** Seconds since the value was known to be current; undefined while there is none. */
+  get age(): number | undefined {
+    if (this.#fetched === undefined) return undefined
+    return Math.max(0, (this.#clock.now() - this.#confirmedAt) / 1000)
+  }
+
+  /** Grows whenever a read gave something else than the one before. */
+  get revision(): number {
+    return this.#revision
+  }
+
+  /** Reads that succeeded. */
+  get reads(): number {
+    return this.#reads
+  }
+
+  /** Whether a read is under way or waits for its turn. */
+  get reading(): boolean {
+    return this.#reading !== undefined
+  }
+
   get #ttl(): number {
-    return this.#fetched?.ttl ?? this.#freshness.ttl
+    return this.#fetched?.ttl ?? this.freshness.ttl
   }
 
-  get #expiresAt(): number {
-    return this.#fetchedAt + (this.#ttl + this.#freshness.resurrectTtl) * 1000
-  }
-
-  /** Unix milliseconds of the next read; Infinity when none is due by time. */
+  /** When it is to be read next, on the clock; Infinity when none is due by time. */
   get dueAt(): number {
+    const due = this.#ownDueAt
+    return due === Number.POSITIVE_INFINITY ? due : Math.max(due, this.source.pausedUntil)
+  }
+
+  get #ownDueAt(): number {
     if (this.#failure !== undefined || this.#rejected !== undefined) return this.#retryAt
     if (this.#fetched === undefined) return 0
-    return this.#ttl > 0 ? this.#fetchedAt + this.#ttl * 1000 : Number.POSITIVE_INFINITY
+    const { ttl: lease } = this.#fetched
+    if (lease !== undefined) return this.#confirmedAt + lease * 1000 * LEASE_PART
+    const { ttl } = this.freshness
+    // Coming early by chance keeps resources, and nodes, from being due in step.
+    return ttl > 0
+      ? this.#confirmedAt + ttl * 1000 * (1 - this.#jitter * TTL_JITTER)
+      : Number.POSITIVE_INFINITY
   }
 
-  /** Reads when nothing fresh is there. A failure is asked again, whatever is remembered of it. */
-  load(): Promise<void> {
-    if (
-      this.#fetched !== undefined &&
-      this.#failure === undefined &&
-      this.#options.now() < this.dueAt
-    ) {
-      return Promise.resolve()
+  /** Whether it is to be read at `dueAt` itself: the next look at what is due may be too late. */
+  get urgent(): boolean {
+    return (
+      this.#failure !== undefined || this.#rejected !== undefined || this.#fetched?.ttl !== undefined
+    )
+  }
+
+  /**
+   * Reads when there is no value, or when one is due. A vault that gives no answer at once, or
+   * throttles, is asked a few times. Never rejects: a failure is a state.
+   */
+  async load(): Promise<void> {
+    const startedAt = this.#clock.now()
+    if (this.current !== undefined && startedAt < this.dueAt) return
+    for (let attempt = 1; ; attempt++) {
+      const begunAt = this.#clock.now()
+      await this.join()
+      if (this.#failure?.state !== 'unreachable') return
+      const now = this.#clock.now()
+      const paused = this.source.pausedUntil > now
+      const again = paused
+        ? attempt < THROTTLED_ATTEMPTS
+        : attempt < QUICK_ATTEMPTS && now - begunAt < QUICK
+      const pause = paused ? this.source.pausedUntil - now : 100 * 3 ** (attempt - 1)
+      if (!again || now + pause - startedAt > LOAD_PATIENCE) return
+      await new Promise(resolve => setTimeout(resolve, pause + 1))
     }
-    return this.refresh()
   }
 
-  /** Reads now, once however many ask. Never rejects: a failure is a state. */
+  /** Waits for the read under way, or reads now. Never rejects. */
+  join(): Promise<void> {
+    this.#reading ??= this.#start()
+    return this.#reading
+  }
+
+  /**
+   * Reads now, once however many ask, and never with a call that was made before it was asked for.
+   * Never rejects.
+   */
   refresh(): Promise<void> {
-    this.#pending ??= this.#read().finally(() => {
-      this.#pending = undefined
+    if (this.#reading === undefined || !this.#begun) return this.join()
+    this.#following ??= this.#reading.then(() => {
+      this.#following = undefined
+      return this.join()
     })
-    return this.#pending
+    return this.#following
   }
 
-  async #read(): Promise<void> {
-    try {
-      const fetched = await this.vault.read(this.name, this.version)
-      if (fetched === undefined) {
-        this.#fail('absent', 'nothing is stored there')
-        return
-      }
-      this.#fetched = fetched
-      this.#fetchedAt = this.#options.now()
-      this.#failure = undefined
-      this.#failures = 0
-      this.#rejected = undefined
-    } catch (error) {
-      const { code, message } = error as Error & { code?: string }
-      this.#fail(STATES[code ?? ''] ?? 'unreachable', message)
+  #start(): Promise<void> {
+    this.#begun = false
+    const begun = (): void => {
+      this.#begun = true
     }
+    return this.#read(begun).finally(() => {
+      this.#reading = undefined
+    })
+  }
+
+  async #read(begun: () => void): Promise<void> {
+    const askedAt = this.#clock.now()
+    try {
+      const fetched = await this.#ask(begun)
+      if (fetched === undefined) this.#fail('absent', 'nothing is stored there')
+      else this.#succeed(fetched, askedAt)
+    } catch (error) {
+      const outcome = outcomeOf(error)
+      const state = outcome === 'throttled' ? 'unreachable' : outcome
+      this.#fail(state, (error as Error).message)
+    }
+  }
+
+  /** An unchanged version is not read again. */
+  async #ask(begun: () => void): Promise<Fetched | undefined> {
+    const { timeout } = this.freshness
+    const held = this.#fetched
+    // A lease is renewed by reading; and what has no version cannot be told from another.
+    if (this.source.probe !== undefined && held?.version !== undefined && held.ttl === undefined) {
+      const version = await this.source.probe(this.name, this.version, timeout, begun)
+      if (version === held.version) return held
+      if (version === undefined) return undefined
+    }
+    return this.source.fetch(this.name, this.version, timeout, begun)
+  }
+
+  #succeed(fetched: Fetched, askedAt: number): void {
+    const same = this.#fetched !== undefined && sameFetched(this.#fetched, fetched)
+    if (!same) {
+      this.#revision++
+      this.#rejected = undefined
+      this.#rejections = 0
+    }
+    // The object held stays while it says the same, for what was taken from it.
+    if (!same || fetched.ttl !== undefined || fetched.version !== this.#fetched?.version)
+      this.#fetched = fetched
+    this.#reads++
+    this.#confirmedAt = askedAt
+    this.#restored = false
+    this.#jitter = this.#clock.random()
+    this.#failure = undefined
+    this.#failures = 0
+    if (this.#rejected !== undefined) this.#backOff(this.#rejections, REFUSED_CAP, 0)
   }
 
   #fail(state: FailureState, message: string): void {
-    this.#failure = { state, message, at: this.#options.now() }
-    this.#backOff(state === 'absent' || state === 'denied' ? this.#freshness.negTtl * 1000 : 0)
-  }
-
-  /** The value in `current` could not be brought into force: it is read again after a pause. */
-  reject(reason: string): void {
-    this.#rejected = reason
-    this.#backOff(0)
-  }
-
-  #backOff(minimum: number): void {
-    const pause = Math.min(BACKOFF_BASE * 2 ** this.#failures, BACKOFF_CAP)
-    this.#failures++
-    // Jitter of a quarter keeps many nodes from asking in step.
-    this.#retryAt =
-      this.#options.now() + Math.max(minimum, pause * (0.75 + this.#options.random() / 2))
-  }
-}
-
-/**
- * Takes a reference's part out of a resource. Throws POSTERN_VAULT_MALFORMED, POSTERN_VAULT_ABSENT
- * when the member does not exist. Messages name members, never values.
- */
-export function extract(
-  fetched: Fetched,
-  text: string,
-  key: string | undefined,
-  pointer: string | undefined,
-  base64: boolean
-): string {
-  let value: unknown = fetched.value
-  if (key !== undefined || pointer !== undefined) {
-    const root = typeof value === 'string' ? parseJson(value, text) : value
-    value = key === undefined ? follow(root, pointer!, text) : member(root, key, text)
-  } else if (typeof value !== 'string') {
-    value = JSON.stringify(value)
-  }
-  if (typeof value === 'number' || typeof value === 'boolean') value = String(value)
-  if (typeof value !== 'string') {
-    throw new SecretMalformed(
-      text,
-      `it is ${value === null ? 'null' : Array.isArray(value) ? 'a list' : 'an object'}, not text`
+    if (this.#failure === undefined) this.#failingSince = this.#clock.now()
+    this.#failure = { state, message }
+    if (state === 'absent' || state === 'denied') this.#gone()
+    const minimum = state === 'absent' || state === 'denied' ? this.freshness.negTtl * 1000 : 0
+    this.#backOff(
+      this.#failures++,
+      state === 'unreachable' ? UNREACHABLE_CAP : REFUSED_CAP,
+      minimum
     )
   }
-  return base64 ? decodeBase64(value, text) : value
-}
 
-function parseJson(value: string, text: string): unknown {
-  try {
-    return JSON.parse(value)
-  } catch {
-    throw new SecretMalformed(text, 'it is not JSON, so it has no members')
+  /** What was read last is in force. */
+  accept(): void {
+    this.#rejected = undefined
+    this.#rejections = 0
+  }
+
+  /** What was read last could not be brought into force: it is read and tried again after a pause. */
+  reject(reason: string): void {
+    if (this.#rejected === undefined) this.#rejectedSince = this.#clock.now()
+    this.#rejected = reason
+    this.#backOff(this.#rejections++, REFUSED_CAP, 0)
+  }
+
+  /** Serves what was read `age` seconds ago, by an earlier process, while reads fail. */
+  restore(fetched: Fetched, age: number): void {
+    this.#fetched = fetched
+    this.#confirmedAt = this.#clock.now() - age * 1000
+    this.#revision++
+    this.#restored = true
+  }
+
+  /** Whether the value is one that {@link restore} gave. */
+  get restored(): boolean {
+    return this.#restored
+  }
+
+  #backOff(before: number, cap: number, minimum: number): void {
+    const pause = Math.min(BACKOFF_BASE * 2 ** Math.min(before, 20), cap)
+    // Jitter of a quarter keeps many nodes from asking in step.
+    this.#retryAt =
+      this.#clock.now() + Math.max(minimum, pause * (0.75 + this.#clock.random() / 2))
   }
 }
 
-function member(root: unknown, key: string, text: string): unknown {
-  if (typeof root !== 'object' || root === null || Array.isArray(root)) {
-    throw new SecretMalformed(text, 'it is no JSON object, so it has no members')
+/** The strictest of each: where references to one resource differ, none gets less than it asked for. */
+function strictest(all: ReadonlySet<Freshness>): Freshness {
+  const each = [...all]
+  const ttls = each.map(({ ttl }) => ttl).filter(ttl => ttl > 0)
+  return {
+    ttl: ttls.length === 0 ? 0 : Math.min(...ttls),
+    negTtl: Math.min(...each.map(({ negTtl }) => negTtl)),
+    resurrectTtl: Math.min(...each.map(({ resurrectTtl }) => resurrectTtl)),
+    failOnDenied: each.some(({ failOnDenied }) => failOnDenied),
+    timeout: Math.min(...each.map(({ timeout }) => timeout))
   }
-  if (!Object.hasOwn(root, key))
-    throw new SecretAbsent(`${text} (the JSON object has no member "${key}")`)
-  return (root as Record<string, unknown>)[key]
 }
 
-/** RFC 6901: `~1` is a slash and `~0` a tilde. */
-function follow(root: unknown, pointer: string, text: string): unknown {
-  let value = root
-  for (const token of pointer.split('/').slice(1)) {
-    const name = token.replaceAll('~1', '/').replaceAll('~0', '~')
-    if (typeof value !== 'object' || value === null || !Object.hasOwn(value, name)) {
-      throw new SecretAbsent(`${text} (the JSON pointer ${pointer} leads nowhere)`)
-    }
-    value = (value as Record<string, unknown>)[name]
-  }
-  return value
-}
-
-function decodeBase64(value: string, text: string): string {
-  const compact = value.replace(/\s/g, '')
-  if (!/^[A-Za-z0-9+/_-]*={0,2}$/.test(compact) || compact.length % 4 === 1) {
-    throw new SecretMalformed(text, 'it is not base64')
-  }
-  return Buffer.from(compact, 'base64').toString('utf8')
+function sameFetched(a: Fetched, b: Fetched): boolean {
+  return isDeepStrictEqual(a.value, b.value)
 }

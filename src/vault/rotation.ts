@@ -1,4 +1,5 @@
-import type { Resource } from './cache.ts'
+import type { Resource, Source } from './cache.ts'
+import type { Observe } from './observation.ts'
 import type { Reference } from './reference.ts'
 import type { Outcome, VaultSet } from './vaults.ts'
 
@@ -11,8 +12,10 @@ export interface RotationLog {
 
 export interface RotationOptions {
   readonly set: VaultSet
-  /** The references in force, loaded already. */
+  /** The references to keep fresh, loaded already. */
   readonly references: readonly Reference[]
+  /** What each reference stands for where it is used, by its text. */
+  readonly inForce: ReadonlyMap<string, Outcome>
   /** Seconds between looks for what is due. */
   readonly interval: number
   readonly log: RotationLog
@@ -20,29 +23,44 @@ export interface RotationOptions {
   publish(changes: ReadonlyMap<string, Outcome>): Promise<void>
   /** Runs a task when no other change is under way. */
   run<T>(task: () => Promise<T>): Promise<T>
-  readonly random?: () => number
+  /**
+   * What uses a reference (ids of entities, say). References of one user come into force together,
+   * or not at all. Default: each reference is used by itself.
+   */
+  usersOf?(reference: string): readonly string[]
+  readonly observe?: Observe
+  /** The clock of the vaults. Default `performance.now`. */
   readonly now?: () => number
+  readonly random?: () => number
 }
 
 /** Keeps the references of a configuration fresh. */
 export interface Rotation {
-  /**
-   * Reads again what is due and brings what changed into force. Part of an exclusive task: the timer
-   * runs it through `run`.
-   */
+  /** Reads what is due and brings what changed into force. The timer does this by itself. */
   tick(): Promise<number>
   /**
    * Reads again now: every reference, those of one vault, or just these; gives how many changed.
-   * Part of an exclusive task, as `tick` is.
+   * A vault that asked for a pause is not asked. Never part of a task of `run`, which it waits for.
    */
   refresh(only?: string | readonly Reference[]): Promise<number>
   close(): void
 }
 
+/** A resource and what is taken from it. */
 interface Group {
   readonly resource: Resource
-  readonly references: Reference[]
+  readonly references: readonly Reference[]
+  /** The resource's revision and state that were looked at last. */
+  seen: string
 }
+
+/** Longest a timer waits, in milliseconds, and the least between two looks that come early. */
+const MAX_DELAY = 2 ** 31 - 1
+const MIN_DELAY = 50
+/** Part of the interval by which something may be read before it is due, rather than one look later. */
+const EARLY = 0.1
+/** References named in one line of the log. */
+const NAMED = 5
 
 export function createRotation(options: RotationOptions): Rotation {
   return new Rotating(options)
@@ -52,111 +70,200 @@ class Rotating implements Rotation {
   readonly #options: RotationOptions
   readonly #now: () => number
   readonly #groups: readonly Group[]
-  /** What is in force. */
-  readonly #published = new Map<string, Outcome>()
+  /** Resources that vaults read their own settings from. */
+  readonly #dependencies: readonly Resource[]
+  readonly #inForce: Map<string, Outcome>
   readonly #unwatch: (() => void)[] = []
   readonly #changedAtSource = new Set<Resource>()
+  readonly #byReference = new Map<string, Group>()
+  #publishing: Promise<number> | undefined
   #timer: NodeJS.Timeout | undefined
+  /** When the next regular look is, on the clock. */
+  #nextLook: number
   #closed = false
 
   constructor(options: RotationOptions) {
     this.#options = options
-    this.#now = options.now ?? Date.now
+    this.#now = options.now ?? (() => performance.now())
+    this.#inForce = new Map(options.inForce)
     const groups = new Map<Resource, Reference[]>()
     for (const reference of options.references) {
-      this.#published.set(reference.text, options.set.outcome(reference))
       const resource = options.set.resourceOf(reference)
       if (resource === undefined) continue
-      const group = groups.get(resource)
-      if (group === undefined) groups.set(resource, [reference])
-      else group.push(reference)
+      const references = groups.get(resource)
+      if (references === undefined) groups.set(resource, [reference])
+      else references.push(reference)
     }
-    this.#groups = [...groups].map(([resource, references]) => ({ resource, references }))
-    for (const { resource, references } of this.#groups) {
-      this.#follow(resource)
-      const ttl = Number(references[0]!.overrides.ttl ?? 0)
-      if (ttl > 0 && ttl < options.interval) {
-        options.log.warn(
-          { reference: references[0]!.text },
-          `its ttl of ${ttl} s is shorter than the rotation interval of ${options.interval} s, which decides`
-        )
-      }
+    // What was read between the load and now is not in force yet, so nothing counts as seen.
+    this.#groups = [...groups].map(([resource, references]) => ({ resource, references, seen: '' }))
+    for (const group of this.#groups) {
+      for (const { text } of group.references) this.#byReference.set(text, group)
     }
+    this.#dependencies = options.set.dependencies.filter(resource => !groups.has(resource))
+    for (const resource of [...groups.keys(), ...this.#dependencies]) this.#follow(resource)
+    this.#tellShortTtls()
+    // A random phase keeps nodes that were started together from asking in step.
+    const phase = 0.5 + (options.random ?? Math.random)() / 2
+    this.#nextLook = this.#now() + options.interval * 1000 * phase
     this.#schedule()
   }
 
-  #follow(resource: Resource): void {
-    const { backend } = resource.vault
-    const stop = backend.watch?.(resource.name, () => {
-      this.#changedAtSource.add(resource)
-      this.#soon()
-    })
-    if (stop !== undefined) this.#unwatch.push(stop)
+  #tellShortTtls(): void {
+    const { interval, log } = this.#options
+    const short = this.#groups.filter(
+      ({ resource: { freshness } }) => freshness.ttl > 0 && freshness.ttl < interval
+    )
+    for (const [vault, some] of Map.groupBy(short, ({ references }) => references[0]!.vault)) {
+      const references = some.flatMap(group => group.references.map(({ text }) => text))
+      log.warn(
+        { vault, references: references.slice(0, NAMED), count: references.length },
+        `their ttl is shorter than the rotation interval of ${interval} s, which decides (POSTERN_VAULT_ROTATION_INTERVAL)`
+      )
+    }
   }
 
+  #follow(resource: Resource): void {
+    const stop = resource.source.watch(resource.name, () => {
+      this.#changedAtSource.add(resource)
+      void this.#look()
+    })
+    this.#unwatch.push(stop)
+  }
+
+  /** Wakes at the next regular look, or sooner for what cannot wait for it: retries and leases. */
   #schedule(): void {
     if (this.#closed) return
-    // A tenth of jitter keeps many nodes from asking in step.
-    const jitter = 0.95 + (this.#options.random ?? Math.random)() / 10
+    clearTimeout(this.#timer)
+    const now = this.#now()
+    let wake = this.#nextLook
+    for (const { resource } of this.#groups) {
+      if (resource.urgent && !resource.reading) wake = Math.min(wake, resource.dueAt)
+    }
+    for (const resource of this.#dependencies) {
+      if (resource.urgent && !resource.reading) wake = Math.min(wake, resource.dueAt)
+    }
     this.#timer = setTimeout(
-      () => {
-        void this.#exclusively(() => this.tick()).then(() => this.#schedule())
-      },
-      this.#options.interval * 1000 * jitter
+      () => void this.#look(),
+      Math.min(Math.max(wake - now, MIN_DELAY), MAX_DELAY)
     )
     this.#timer.unref()
   }
 
-  #soon(): void {
-    void this.#exclusively(() => this.tick())
-  }
-
-  async #exclusively(task: () => Promise<unknown>): Promise<void> {
+  async #look(): Promise<void> {
+    const period = this.#options.interval * 1000
+    const now = this.#now()
+    // Looks keep their period exactly, however late a busy machine wakes for one.
+    if (now >= this.#nextLook)
+      this.#nextLook += Math.ceil((now - this.#nextLook + 1) / period) * period
     try {
-      await this.#options.run(async () => (this.#closed ? 0 : task()))
+      const done = this.tick()
+      this.#schedule()
+      await done
     } catch (error) {
       this.#options.log.error({ err: error }, 'a rotation failed')
     }
+    this.#schedule()
   }
 
-  tick(): Promise<number> {
-    const now = this.#now()
-    const due = this.#groups.filter(
-      ({ resource }) => resource.dueAt <= now || this.#changedAtSource.has(resource)
+  async tick(): Promise<number> {
+    if (this.#closed) return 0
+    const due = this.#groups.filter(({ resource }) => this.#isDue(resource))
+    const [changed, renewed] = await Promise.all([
+      this.#read(due, resource =>
+        this.#changedAtSource.delete(resource) ? resource.refresh() : resource.join()
+      ),
+      this.#renew(this.#dependencies.filter(resource => this.#isDue(resource)))
+    ])
+    return changed + renewed
+  }
+
+  #isDue(resource: Resource): boolean {
+    if (this.#changedAtSource.has(resource)) return true
+    const early = resource.urgent ? 0 : this.#options.interval * 1000 * EARLY
+    return !resource.reading && resource.dueAt <= this.#now() + early
+  }
+
+  /** Reads settings of vaults that come from other vaults, and then what those vaults hold. */
+  async #renew(settings: readonly Resource[]): Promise<number> {
+    const before = new Map(settings.map(resource => [resource, resource.revision]))
+    for (const resource of settings) this.#changedAtSource.delete(resource)
+    await Promise.all(settings.map(resource => resource.refresh()))
+    const changed = settings.filter(resource => resource.revision !== before.get(resource))
+    const concerned = this.#groups.filter(({ resource }) =>
+      changed.some(each => resource.source.dependsOn(each))
     )
-    return this.#read(due)
+    return this.#read(concerned, resource => resource.refresh())
   }
 
   refresh(only?: string | readonly Reference[]): Promise<number> {
     const wanted = typeof only === 'object' ? new Set(only.map(({ text }) => text)) : undefined
-    const chosen = this.#groups.filter(({ references }) =>
-      references.some(reference =>
-        wanted === undefined
-          ? only === undefined || reference.vault === only
-          : wanted.has(reference.text)
-      )
+    const chosen = this.#groups.filter(
+      ({ resource, references }) =>
+        resource.source.pausedUntil <= this.#now() &&
+        references.some(reference =>
+          wanted === undefined
+            ? only === undefined || reference.vault === only
+            : wanted.has(reference.text)
+        )
     )
-    return this.#read(chosen)
+    return this.#read(chosen, resource => resource.refresh())
   }
 
-  async #read(groups: readonly Group[]): Promise<number> {
-    if (groups.length === 0) return this.#publish(this.#expired())
-    for (const { resource } of groups) this.#changedAtSource.delete(resource)
-    await Promise.all(groups.map(({ resource }) => resource.refresh()))
-    for (const { resource, references } of groups) {
-      if (resource.failure === undefined) continue
-      const { state, message } = resource.failure
-      this.#options.log.warn(
-        {
-          reference: references[0]!.text,
-          vault: references[0]!.vault,
-          state,
-          failures: resource.failures
-        },
-        `a secret could not be read again, ${resource.current === undefined ? 'and has no value now' : 'its last value stays'}: ${message}`
-      )
-    }
-    return this.#publish([...new Set([...groups, ...this.#expired()])])
+  /** Reads each vault's resources side by side; one that hangs holds back no other. */
+  async #read(
+    groups: readonly Group[],
+    how: (resource: Resource) => Promise<void>
+  ): Promise<number> {
+    if (groups.length === 0) return this.#expired().length > 0 ? this.#publishSoon() : 0
+    const bySource = Map.groupBy(groups, ({ resource }) => resource.source)
+    const changed = await Promise.all(
+      [...bySource].map(async ([source, some]) => {
+        await Promise.all(some.map(({ resource }) => how(resource)))
+        this.#tellFailures(source, some)
+        return this.#publishSoon()
+      })
+    )
+    // Vaults whose reads ended together were published together, and tell the same number.
+    return Math.max(...changed)
+  }
+
+  #tellFailures(source: Source, groups: readonly Group[]): void {
+    const failed = groups.filter(
+      ({ resource, references }) =>
+        resource.failure !== undefined &&
+        // An absence that every reference has a default for is no failure.
+        references.some(reference => {
+          const outcome = this.#options.set.outcome(reference)
+          return outcome.state !== 'ok' || outcome.version !== 'default'
+        })
+    )
+    if (failed.length === 0) return
+    const without = failed.filter(({ resource }) => resource.current === undefined)
+    const { state, message } = failed[0]!.resource.failure!
+    this.#options.log.warn(
+      {
+        vault: failed[0]!.references[0]!.vault,
+        state,
+        references: failed.slice(0, NAMED).map(({ references }) => references[0]!.text),
+        count: failed.length,
+        failures: Math.max(...failed.map(({ resource }) => resource.failures)),
+        ...(source.pausedUntil > this.#now()
+          ? { pause: Math.ceil((source.pausedUntil - this.#now()) / 1000) }
+          : {})
+      },
+      `${failed.length === 1 ? 'a secret' : `${failed.length} secrets`} could not be read again, ${
+        without.length === 0 ? 'the last value stays' : `${without.length} without a value now`
+      }: ${message}`
+    )
+  }
+
+  /** Publishes once for all whose reads have ended when its turn comes. */
+  #publishSoon(): Promise<number> {
+    this.#publishing ??= this.#options.run(() => {
+      this.#publishing = undefined
+      return this.#closed ? Promise.resolve(0) : this.#publishChanged()
+    })
+    return this.#publishing
   }
 
   /** Groups whose last good value may no longer be served. */
@@ -164,77 +271,117 @@ class Rotating implements Rotation {
     return this.#groups.filter(
       ({ resource, references }) =>
         resource.current === undefined &&
-        references.some(({ text }) => this.#published.get(text)?.state === 'ok')
+        references.some(({ text }) => this.#inForce.get(text)?.state === 'ok')
     )
+  }
+
+  async #publishChanged(): Promise<number> {
+    const looked = this.#groups.filter(
+      group => group.seen !== stampOf(group.resource) || group.resource.current === undefined
+    )
+    for (const group of looked) group.seen = stampOf(group.resource)
+    const fresh: Group[] = []
+    for (const group of looked) {
+      // A value that turned unusable (no JSON any more, a member gone) never replaces a good one.
+      const unusable = this.#unusable(group)
+      if (unusable === undefined) fresh.push(group)
+      else this.#refuse(group, unusable)
+    }
+    const changed = fresh.filter(group => this.#changesOf([group]).size > 0)
+    for (const group of fresh) {
+      if (!changed.includes(group) && group.resource.current !== undefined) group.resource.accept()
+    }
+    if (changed.length === 0) return 0
+    return this.#bringIntoForce([...changed, ...this.#waitingFor(changed)])
+  }
+
+  /** What is wrong with a group's value, when what it replaces is better. */
+  #unusable({ resource, references }: Group): string | undefined {
+    if (resource.current === undefined) return undefined
+    for (const reference of references) {
+      if (this.#inForce.get(reference.text)?.state !== 'ok') continue
+      const outcome = this.#options.set.outcome(reference)
+      if (outcome.state !== 'ok') return outcome.message
+    }
+    return undefined
+  }
+
+  /** Groups refused before that share a user with these: a key is refused until its certificate is there. */
+  #waitingFor(changed: readonly Group[]): readonly Group[] {
+    const waiting = this.#groups.filter(
+      group =>
+        group.resource.rejected !== undefined &&
+        !changed.includes(group) &&
+        this.#unusable(group) === undefined
+    )
+    if (waiting.length === 0) return waiting
+    const users = new Set(changed.flatMap(group => this.#usersOf(group)))
+    return waiting.filter(group => this.#usersOf(group).some(user => users.has(user)))
+  }
+
+  #usersOf({ references }: Group): readonly string[] {
+    return references.flatMap(({ text }) => this.#options.usersOf?.(text) ?? [text])
+  }
+
+  /**
+   * All at once. Where that is refused, those that share a user by themselves, then each by itself:
+   * one bad secret holds back no other.
+   */
+  async #bringIntoForce(groups: readonly Group[]): Promise<number> {
+    const changes = this.#changesOf(groups)
+    if (changes.size === 0) return 0
+    try {
+      await this.#options.publish(changes)
+      this.#accept(groups, changes)
+      return changes.size
+    } catch (error) {
+      if (groups.length === 1) {
+        this.#refuse(groups[0]!, (error as Error).message)
+        return 0
+      }
+    }
+    const components = this.#componentsOf(groups)
+    const parts = components.length > 1 ? components : groups.map(group => [group])
+    // Halving keeps the number of attempts near the number of bad ones.
+    const middle = Math.ceil(parts.length / 2)
+    const first = await this.#bringIntoForce(parts.slice(0, middle).flat())
+    return first + (await this.#bringIntoForce(parts.slice(middle).flat()))
+  }
+
+  /** Groups that share a user, directly or by way of others. */
+  #componentsOf(groups: readonly Group[]): readonly (readonly Group[])[] {
+    const byUser = new Map<string, Group[]>()
+    for (const group of groups) {
+      const users = this.#usersOf(group)
+      const component = [...new Set(users.flatMap(user => byUser.get(user) ?? []))]
+      component.push(group)
+      const all = new Set([...users, ...component.flatMap(each => this.#usersOf(each))])
+      for (const user of all) byUser.set(user, component)
+    }
+    return [...new Set(byUser.values())]
   }
 
   #changesOf(groups: readonly Group[]): Map<string, Outcome> {
     const changes = new Map<string, Outcome>()
-    for (const { references } of groups) {
-      for (const reference of references) {
-        const outcome = this.#options.set.outcome(reference)
-        const before = this.#published.get(reference.text)
-        if (!sameOutcome(before, outcome)) changes.set(reference.text, outcome)
-      }
+    for (const reference of groups.flatMap(group => group.references)) {
+      const outcome = this.#options.set.outcome(reference)
+      if (!sameOutcome(this.#inForce.get(reference.text), outcome))
+        changes.set(reference.text, outcome)
     }
     return changes
   }
 
-  async #publish(groups: readonly Group[]): Promise<number> {
-    const changes = this.#changesOf(groups)
-    if (changes.size === 0) return 0
-    // A value that turned unusable (no JSON any more, a member gone) never replaces a good one.
-    const unusable = groups.filter(group => this.#turnedUnusable(group))
-    const usable = groups.filter(group => !unusable.includes(group))
-    for (const group of unusable) this.#refuse(group, 'the new value cannot be used')
-    const together = this.#changesOf(usable)
-    if (together.size === 0) return 0
-    try {
-      await this.#options.publish(together)
-      this.#accept(together)
-      return together.size
-    } catch (error) {
-      if (usable.length === 1) {
-        this.#refuse(usable[0]!, (error as Error).message)
-        return 0
-      }
-    }
-    // One bad secret must not hold back the others: each resource by itself.
-    let accepted = 0
-    for (const group of usable) {
-      const changed = this.#changesOf([group])
-      if (changed.size === 0) continue
-      try {
-        await this.#options.publish(changed)
-        this.#accept(changed)
-        accepted += changed.size
-      } catch (error) {
-        this.#refuse(group, (error as Error).message)
-      }
-    }
-    return accepted
-  }
-
-  #turnedUnusable({ resource, references }: Group): boolean {
-    if (resource.current === undefined) return false
-    return references.some(
-      reference =>
-        this.#published.get(reference.text)?.state === 'ok' &&
-        this.#options.set.outcome(reference).state !== 'ok'
-    )
-  }
-
-  #accept(changes: ReadonlyMap<string, Outcome>): void {
+  #accept(groups: readonly Group[], changes: ReadonlyMap<string, Outcome>): void {
+    for (const { resource } of groups) if (resource.current !== undefined) resource.accept()
     for (const [text, outcome] of changes) {
-      const before = this.#published.get(text)
-      this.#published.set(text, outcome)
+      const before = this.#inForce.get(text)
+      this.#inForce.set(text, outcome)
+      const { vault } = this.#byReference.get(text)!.references[0]!
+      const from = nameOf(before)
+      const to = nameOf(outcome)
+      this.#options.observe?.({ kind: 'changed', vault, reference: text, from, to })
       this.#options.log.info(
-        {
-          audit: 'secret-changed',
-          reference: text,
-          from: before?.state === 'ok' ? (before.version ?? 'unversioned') : before?.state,
-          to: outcome.state === 'ok' ? (outcome.version ?? 'unversioned') : outcome.state
-        },
+        { audit: 'secret-changed', reference: text, vault, from, to },
         outcome.state === 'ok'
           ? 'a secret changed and is in force'
           : 'a secret has no value any more'
@@ -244,8 +391,10 @@ class Rotating implements Rotation {
 
   #refuse({ resource, references }: Group, reason: string): void {
     resource.reject(reason)
+    const { vault, text } = references[0]!
+    this.#options.observe?.({ kind: 'refused', vault, reference: text })
     this.#options.log.error(
-      { reference: references[0]!.text, vault: references[0]!.vault, failures: resource.failures },
+      { reference: text, vault, failures: resource.failures },
       `a new value was refused, the last one stays: ${reason}`
     )
   }
@@ -255,6 +404,17 @@ class Rotating implements Rotation {
     clearTimeout(this.#timer)
     for (const stop of this.#unwatch) stop()
   }
+}
+
+/** Changes whenever what a resource stands for may have changed, and when it was read after a refusal. */
+function stampOf({ revision, failure, current, rejected, reads }: Resource): string {
+  const again = rejected === undefined ? '' : reads
+  return `${revision} ${failure?.state ?? 'ok'} ${current === undefined} ${again}`
+}
+
+function nameOf(outcome: Outcome | undefined): string {
+  if (outcome === undefined) return 'none'
+  return outcome.state === 'ok' ? (outcome.version ?? 'unversioned') : outcome.state
 }
 
 function sameOutcome(a: Outcome | undefined, b: Outcome): boolean {

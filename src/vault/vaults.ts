@@ -1,17 +1,28 @@
-import { closest, distance } from 'fastest-levenshtein'
-import type { TSchema } from 'typebox'
-
+import { VaultMisconfigured, VaultUnreachable } from '../errors.ts'
 import type { VaultEntity } from '../schema/entities.ts'
 import type { BackendEnvironment, BackendType } from './backend.ts'
+import { type FailureState, Resource } from './cache.ts'
 import {
-  type CacheOptions,
-  extract,
-  type FailureState,
-  type Freshness,
-  OpenVault,
-  Resource
-} from './cache.ts'
-import { parseTemplate, type Reference } from './reference.ts'
+  type Complaint,
+  checkReference,
+  type Definition,
+  type Definitions,
+  define,
+  type Policy,
+  policyOf,
+  referencesIn,
+  settingsFor,
+  settle,
+  typed
+} from './definitions.ts'
+import { extract } from './extract.ts'
+import { Gate, type GateOptions, outcomeOf } from './gate.ts'
+import type { LastKnownGood } from './last-known-good.ts'
+import type { Observe } from './observation.ts'
+import { OpenVault } from './open-vault.ts'
+import type { Reference } from './reference.ts'
+
+export type { Complaint } from './definitions.ts'
 
 /** What a reference came to. Messages never hold a value. */
 export type Outcome =
@@ -26,20 +37,22 @@ export interface ReferenceStatus {
   /** `ok`, `stale` while the last good value outlives failing refreshes, `invalid` when a new value was refused, else why there is none. */
   readonly state: 'ok' | 'stale' | 'invalid' | FailureState
   readonly version: string | undefined
-  /** Seconds since the value was read. */
+  /** Seconds since the value was known to be current. */
   readonly age: number | undefined
   /** Seconds to the next read; undefined when none is due by time. */
   readonly next_refresh: number | undefined
   readonly last_error: string | undefined
+  /** Failed reads and refused values in a row. */
   readonly failures: number
+  /** Where the value came from, when that was not the vault. */
+  readonly source?: 'last-known-good'
 }
 
-/** What is wrong with a reference, and what to write. */
-export interface Complaint {
-  readonly message: string
-  readonly fix: string
-  /** It lacks in the environment: the file that holds the reference is all right. */
-  readonly environment?: true
+/** What operators watch of one open vault. */
+export interface VaultHealth {
+  readonly vault: string
+  /** Unix milliseconds at which the credential in use ends. */
+  readonly tokenExpiresAt?: number
 }
 
 export interface VaultsOptions {
@@ -48,26 +61,23 @@ export interface VaultsOptions {
   readonly defaults: Readonly<Record<string, Readonly<Record<string, string>>>>
   /** What opened vaults are lent; an empty environment and no log when left out. */
   readonly environment?: BackendEnvironment
+  /** Told of every call to a vault. */
+  readonly observe?: Observe
+  /** Milliseconds of a clock that does not jump. Default `performance.now`. */
   readonly now?: () => number
   readonly random?: () => number
-  /** Seconds one read may take. Default 10. */
+  /** Seconds one read may take, where a vault has no `timeout`. Default 10. */
   readonly timeout?: number
-  /** Reads of one vault at a time. Default 8. */
+  /** Calls to one vault at a time. Default 8. */
   readonly concurrency?: number
 }
 
-/** Settings every vault has besides those of its type. */
-const POLICY_FIELDS = ['ttl', 'neg_ttl', 'resurrect_ttl', 'base64_decode', 'on_denied'] as const
-const DEFAULT_NEG_TTL = 60
-const DEFAULT_RESURRECT_TTL = 1e8
-/** Longest a chain of vaults that take their own settings from vaults may be. */
-const MAX_CHAIN = 8
+const DEFAULT_TIMEOUT = 10
+const DEFAULT_CONCURRENCY = 8
 
-interface Definition {
-  readonly name: string
-  readonly type: BackendType
-  /** As authored: texts may hold references. */
-  readonly config: Readonly<Record<string, unknown>>
+export interface LoadOptions {
+  /** Whether values an earlier process had may stand in for a vault that gives no answer. */
+  readonly lastKnownGood?: boolean
 }
 
 /** The vaults of one configuration. Sets share what they have read, so a reload reads nothing twice. */
@@ -75,144 +85,289 @@ export interface VaultSet {
   /** What is wrong with a reference as far as can be told without asking a vault. */
   check(reference: Reference): Complaint | undefined
   /** Resolves references, each resource with one read. Never rejects. */
-  load(references: readonly Reference[]): Promise<ReadonlyMap<string, Outcome>>
+  load(
+    references: readonly Reference[],
+    options?: LoadOptions
+  ): Promise<ReadonlyMap<string, Outcome>>
   /** The resource a reference is part of, once it was loaded. */
   resourceOf(reference: Reference): Resource | undefined
   /** What a loaded reference stands for now, without reading. */
   outcome(reference: Reference): Outcome
+  /** Seconds the previous value of a loaded reference still verifies; undefined is the gateway's setting. */
+  grace(reference: Reference): number | undefined
+  /** Resources that settings of these vaults are read from. */
+  readonly dependencies: readonly Resource[]
+  /** These are in force: what they hold may be kept as last known good. */
+  confirm(references: Iterable<Reference>): void
   /** Every reference that was loaded. */
   status(): readonly ReferenceStatus[]
-  close(): Promise<void>
+  health(): readonly VaultHealth[]
+  close(): void
 }
 
 /** Every vault of the process: definitions by configuration, open vaults and what was read shared. */
 export interface Vaults {
+  readonly backendTypes: readonly BackendType[]
   /** The same checks as those of a set, before there is one. */
   check(reference: Reference, entities: readonly VaultEntity[]): Complaint | undefined
-  /** Opens nothing yet. Throws ConfigError when default vaults are set up wrongly. */
-  prepare(entities: readonly VaultEntity[]): Promise<VaultSet>
+  /** The vaults of a configuration; opens nothing yet. */
+  prepare(entities: readonly VaultEntity[]): VaultSet
+  /** Where values in force are kept from now on. */
+  useLastKnownGood(store: LastKnownGood): void
+  /** Ends every read under way and closes every vault. */
   close(): Promise<void>
 }
 
 export function createVaults(options: VaultsOptions): Vaults {
   const shared = new SharedVaults(options)
   return {
+    backendTypes: options.backendTypes,
     check: (reference, entities) => checkReference(reference, shared.define(entities)),
-    async prepare(entities) {
-      return new DefinedVaults(shared.define(entities), shared)
+    prepare: entities => new DefinedVaults(shared.define(entities), shared),
+    useLastKnownGood(store) {
+      shared.lastKnownGood = store
     },
     close: () => shared.close()
   }
 }
 
-interface OpenEntry {
-  readonly vault: Promise<OpenVault>
+/** A reference with its resource, which is held until `release`. */
+interface Tracked {
+  readonly reference: Reference
+  readonly definition: Definition
+  /** Of the resource, and of what kept values are bound to. */
+  readonly identity: string
+  readonly resource: Resource
+  readonly vault: OpenVault
+  /** Undefined until the references in it (a ttl may be one) have been read. */
+  policy: Policy | undefined
+  /** Resolves when `policy` is there; rejects when it cannot be. */
+  readonly settled: Promise<void>
+  release(): void
+}
+
+interface Shared<T> {
+  readonly value: T
   holders: number
+  release(): void
 }
 
 /** Open vaults and resources by what identifies them. */
 class SharedVaults {
-  readonly types: readonly BackendType[]
-  readonly cache: CacheOptions
-  readonly #defaults: VaultsOptions['defaults']
+  readonly timeout: number
+  readonly now: () => number
+  lastKnownGood: LastKnownGood | undefined
+  readonly #options: VaultsOptions
   readonly #environment: BackendEnvironment
-  readonly #open = new Map<string, OpenEntry>()
-  readonly #resources = new Map<string, { readonly resource: Promise<Resource>; holders: number }>()
+  readonly #clock: Pick<GateOptions, 'now' | 'random'>
+  readonly #gates = new Map<string, Gate>()
+  readonly #open = new Map<string, Shared<OpenVault>>()
+  readonly #resources = new Map<string, Shared<Resource>>()
 
   constructor(options: VaultsOptions) {
-    this.types = options.backendTypes
-    this.#defaults = options.defaults
+    this.#options = options
     this.#environment = options.environment ?? { env: {}, log: { info() {}, warn() {} } }
-    this.cache = {
-      now: options.now ?? Date.now,
-      random: options.random ?? Math.random,
-      timeout: options.timeout ?? 10,
-      concurrency: options.concurrency ?? 8
-    }
+    this.timeout = options.timeout ?? DEFAULT_TIMEOUT
+    this.now = options.now ?? (() => performance.now())
+    this.#clock = { now: this.now, random: options.random ?? Math.random }
   }
 
-  define(entities: readonly VaultEntity[]): ReadonlyMap<string, Definition> {
-    const definitions = new Map<string, Definition>()
-    for (const type of this.types) {
-      definitions.set(type.name, { name: type.name, type, config: this.#defaults[type.name] ?? {} })
-    }
-    for (const { prefix, name, config } of entities) {
-      const type = this.types.find(candidate => candidate.name === name)
-      if (type !== undefined) definitions.set(prefix, { name: prefix, type, config })
-    }
-    return definitions
+  define(entities: readonly VaultEntity[]): Definitions {
+    return define(this.#options.backendTypes, this.#options.defaults, entities)
   }
 
-  /** The resource with this identity, held until released by the same identity. */
-  resource(
-    vaultIdentity: string,
-    type: BackendType,
-    config: Readonly<Record<string, unknown>>,
-    reference: Reference,
-    freshness: Freshness
-  ): { readonly identity: string; readonly resource: Promise<Resource> } {
-    const identity = JSON.stringify([
-      vaultIdentity,
-      reference.resource,
-      reference.version ?? '',
-      freshness
-    ])
-    let entry = this.#resources.get(identity)
-    if (entry === undefined) {
-      const resource = this.#vault(vaultIdentity, type, config).then(
-        vault => new Resource(reference.resource, reference.version, vault, freshness, this.cache)
+  /** Finds or makes the resource of a reference. Throws when its vault does not exist. */
+  track(reference: Reference, definitions: Definitions): Tracked {
+    const definition = definitions.get(reference.vault)
+    if (definition === undefined) throw new Error(`there is no vault "${reference.vault}"`)
+    const circle = checkReference(reference, definitions)
+    if (circle !== undefined) throw new VaultMisconfigured(circle.message, circle.fix)
+    const { policy, own } = settingsFor(definition, reference)
+    const vaultIdentity = this.#identityOf(definition, own, definitions)
+    const identity = JSON.stringify([vaultIdentity, reference.resource, reference.version ?? null])
+    const open = this.#hold(this.#open, vaultIdentity, () =>
+      this.#openVault(definition, own, definitions)
+    )
+    const entry = this.#hold(this.#resources, identity, () => {
+      const { resource: name, version } = reference
+      const gone = (): void => this.lastKnownGood?.drop(identity)
+      return {
+        value: new Resource(name, version, open.value, this.#clock, gone),
+        release() {}
+      }
+    })
+    const needed = referencesIn(policy).map(part => this.track(part, definitions))
+    let release = (): void => {}
+    const settleNow = (): void => {
+      tracked.policy = policyOf(
+        settle(policy, (part, name) => valueFor(part, needed, name)),
+        this.timeout
       )
-      entry = { resource, holders: 0 }
-      this.#resources.set(identity, entry)
+      release = entry.value.hold(tracked.policy.freshness)
+    }
+    const tracked: Tracked = {
+      reference,
+      definition,
+      identity,
+      resource: entry.value,
+      vault: open.value,
+      policy: undefined,
+      settled:
+        needed.length === 0
+          ? attempt(settleNow)
+          : Promise.all(needed.map(ready)).then(settleNow),
+      release: () => {
+        release()
+        this.#release(this.#resources, identity, entry)
+        this.#release(this.#open, vaultIdentity, open)
+        for (const part of needed) part.release()
+      }
+    }
+    tracked.settled.catch(() => {})
+    return tracked
+  }
+
+  /** A vault is its name and settings, and what the vaults are that they come from. */
+  #identityOf(
+    definition: Definition,
+    own: Readonly<Record<string, unknown>>,
+    definitions: Definitions
+  ): string {
+    const sources = referencesIn(own).map(part => {
+      const source = definitions.get(part.vault)
+      return source === undefined
+        ? part.vault
+        : this.#identityOf(source, settingsFor(source, part).own, definitions)
+    })
+    const settings = Object.entries(own).sort(([a], [b]) => (a < b ? -1 : 1))
+    return JSON.stringify([definition.name, definition.type.name, settings, sources])
+  }
+
+  #openVault(
+    definition: Definition,
+    own: Readonly<Record<string, unknown>>,
+    definitions: Definitions
+  ): Omit<Shared<OpenVault>, 'holders'> {
+    const { name, type } = definition
+    const needed = referencesIn(own).map(part => this.track(part, definitions))
+    const vault = new OpenVault(
+      name,
+      type,
+      {
+        dependencies: needed.map(({ resource }) => resource),
+        current: () =>
+          typed(
+            settle(own, (part, setting) => valueFor(part, needed, setting)),
+            type.schema
+          )
+      },
+      this.#environment,
+      this.#gate(definition),
+      this.now
+    )
+    return {
+      value: vault,
+      release() {
+        void vault.close()
+        for (const part of needed) part.release()
+      }
+    }
+  }
+
+  #gate({ name, type }: Definition): Gate {
+    const known = this.#gates.get(name)
+    if (known !== undefined) return known
+    const { concurrency = DEFAULT_CONCURRENCY, observe = () => {} } = this.#options
+    const gate = new Gate({ ...this.#clock, vault: name, type: type.name, concurrency, observe })
+    this.#gates.set(name, gate)
+    return gate
+  }
+
+  #hold<T>(
+    all: Map<string, Shared<T>>,
+    identity: string,
+    create: () => Omit<Shared<T>, 'holders'>
+  ): Shared<T> {
+    let entry = all.get(identity)
+    if (entry === undefined) {
+      entry = { ...create(), holders: 0 }
+      all.set(identity, entry)
     }
     entry.holders++
-    return { identity, resource: entry.resource }
+    return entry
   }
 
-  release(identity: string): void {
-    const entry = this.#resources.get(identity)
-    if (entry !== undefined && --entry.holders === 0) this.#resources.delete(identity)
-  }
-
-  #vault(
-    identity: string,
-    type: BackendType,
-    config: Readonly<Record<string, unknown>>
-  ): Promise<OpenVault> {
-    let entry = this.#open.get(identity)
-    if (entry === undefined) {
-      const vault = Promise.resolve(type.open(config, this.#environment)).then(
-        backend => new OpenVault(backend, this.cache)
-      )
-      entry = { vault, holders: 0 }
-      this.#open.set(identity, entry)
-    }
-    return entry.vault
+  #release<T>(all: Map<string, Shared<T>>, identity: string, entry: Shared<T>): void {
+    if (--entry.holders > 0) return
+    if (all.get(identity) === entry) all.delete(identity)
+    entry.release()
   }
 
   async close(): Promise<void> {
     const open = [...this.#open.values()]
     this.#open.clear()
     this.#resources.clear()
-    for (const { vault } of open) await (await vault).backend.close?.()
+    for (const gate of this.#gates.values()) gate.close()
+    await Promise.all(open.map(({ value }) => value.close()))
   }
 }
 
-interface Tracked {
-  readonly reference: Reference
-  readonly base64: boolean
-  readonly identity: string
-  readonly resource: Resource
+async function attempt(task: () => void): Promise<void> {
+  task()
+}
+
+/** Reads what a setting refers to. */
+async function ready(part: Tracked): Promise<void> {
+  await part.settled
+  await part.resource.load()
+}
+
+/** What a reference in a vault's setting stands for; throws what keeps the vault from being asked. */
+function valueFor(part: Reference, needed: readonly Tracked[], setting: string): string {
+  const outcome = outcomeOfTracked(needed.find(({ reference }) => reference.text === part.text)!)
+  if (outcome.state === 'ok') return outcome.value
+  const reason = `its setting ${setting} needs ${part.text}: ${outcome.message}`
+  // That the credential is missing must not look as if the secret itself were.
+  if (outcome.state === 'unreachable') throw new VaultUnreachable('it', reason)
+  throw new VaultMisconfigured(reason, 'Store it there, or correct the setting.')
+}
+
+function outcomeOfTracked({ reference, resource, policy }: Tracked): Outcome {
+  const fetched = resource.current
+  if (fetched === undefined) {
+    const { state, message } = failureOf(resource)
+    if (state === 'absent' && reference.fallback !== undefined)
+      return { state: 'ok', value: reference.fallback, version: 'default' }
+    return { state, message }
+  }
+  try {
+    const { text, key, pointer } = reference
+    const value = extract(fetched, text, key, pointer, policy?.base64 ?? false)
+    return fetched.version === undefined
+      ? { state: 'ok', value }
+      : { state: 'ok', value, version: fetched.version }
+  } catch (error) {
+    const state = outcomeOf(error) === 'absent' ? 'absent' : 'malformed'
+    if (state === 'absent' && reference.fallback !== undefined)
+      return { state: 'ok', value: reference.fallback, version: 'default' }
+    return { state, message: (error as Error).message }
+  }
+}
+
+function failureOf(resource: Resource): { readonly state: FailureState; readonly message: string } {
+  if (resource.failure !== undefined) return resource.failure
+  if (resource.rejected !== undefined) return { state: 'malformed', message: resource.rejected }
+  return { state: 'unreachable', message: 'it was never read' }
 }
 
 class DefinedVaults implements VaultSet {
-  readonly #definitions: ReadonlyMap<string, Definition>
+  readonly #definitions: Definitions
   readonly #shared: SharedVaults
   readonly #tracked = new Map<string, Tracked>()
   /** References whose vault could not be set up, and why. */
-  readonly #broken = new Map<string, Outcome>()
+  readonly #broken = new Map<string, { readonly state: 'malformed'; readonly message: string }>()
 
-  constructor(definitions: ReadonlyMap<string, Definition>, shared: SharedVaults) {
+  constructor(definitions: Definitions, shared: SharedVaults) {
     this.#definitions = definitions
     this.#shared = shared
   }
@@ -221,89 +376,33 @@ class DefinedVaults implements VaultSet {
     return checkReference(reference, this.#definitions)
   }
 
-  async load(references: readonly Reference[]): Promise<ReadonlyMap<string, Outcome>> {
-    await Promise.all(references.map(reference => this.#load(reference, 0)))
+  async load(
+    references: readonly Reference[],
+    options: LoadOptions = {}
+  ): Promise<ReadonlyMap<string, Outcome>> {
+    await Promise.all(references.map(reference => this.#load(reference, options)))
     return new Map(references.map(reference => [reference.text, this.outcome(reference)]))
   }
 
-  async #load(reference: Reference, depth: number): Promise<void> {
+  async #load(reference: Reference, options: LoadOptions): Promise<void> {
     try {
-      const tracked = this.#tracked.get(reference.text) ?? (await this.#track(reference, depth))
+      let tracked = this.#tracked.get(reference.text)
+      if (tracked === undefined) {
+        tracked = this.#shared.track(reference, this.#definitions)
+        this.#tracked.set(reference.text, tracked)
+      }
       this.#broken.delete(reference.text)
-      await tracked.resource.load()
+      await ready(tracked)
+      if (options.lastKnownGood) this.#restore(tracked)
     } catch (error) {
-      this.#broken.set(reference.text, { state: 'unreachable', message: (error as Error).message })
+      this.#broken.set(reference.text, { state: 'malformed', message: (error as Error).message })
     }
   }
 
-  async #track(reference: Reference, depth: number): Promise<Tracked> {
-    const definition = this.#definitions.get(reference.vault)
-    if (definition === undefined) throw new Error(`there is no vault "${reference.vault}"`)
-    if (depth > MAX_CHAIN)
-      throw new Error('the settings of these vaults refer to each other in a circle')
-    const settings = await this.#settle({ ...definition.config, ...reference.overrides }, depth)
-    const { policy, config } = coerce(settings, definition.type.schema)
-    const freshness: Freshness = {
-      ttl: Number(policy.ttl ?? 0),
-      negTtl: Number(
-        policy.neg_ttl ??
-          (Number(policy.ttl ?? 0) > 0
-            ? Math.min(Number(policy.ttl), DEFAULT_NEG_TTL)
-            : DEFAULT_NEG_TTL)
-      ),
-      resurrectTtl: Number(policy.resurrect_ttl ?? DEFAULT_RESURRECT_TTL),
-      failOnDenied: policy.on_denied === 'fail'
-    }
-    const vaultIdentity = JSON.stringify([definition.type.name, config])
-    const { identity, resource } = this.#shared.resource(
-      vaultIdentity,
-      definition.type,
-      config,
-      reference,
-      freshness
-    )
-    const tracked = {
-      reference,
-      base64: String(policy.base64_decode) === 'true',
-      identity,
-      resource: await resource
-    }
-    const raced = this.#tracked.get(reference.text)
-    if (raced !== undefined) {
-      this.#shared.release(identity)
-      return raced
-    }
-    this.#tracked.set(reference.text, tracked)
-    return tracked
-  }
-
-  /** A vault's settings with the references in them resolved through other vaults. */
-  async #settle(
-    settings: Readonly<Record<string, unknown>>,
-    depth: number
-  ): Promise<Readonly<Record<string, unknown>>> {
-    const settled: Record<string, unknown> = {}
-    for (const [name, value] of Object.entries(settings)) {
-      const template = typeof value === 'string' ? parseTemplate(value) : undefined
-      if (template === undefined) {
-        settled[name] = value
-        continue
-      }
-      let text = ''
-      for (const part of template) {
-        if (typeof part === 'string') {
-          text += part
-          continue
-        }
-        await this.#load(part, depth + 1)
-        const outcome = this.outcome(part)
-        if (outcome.state !== 'ok')
-          throw new Error(`its setting ${name} needs ${part.text}: ${outcome.message}`)
-        text += outcome.value
-      }
-      settled[name] = text
-    }
-    return settled
+  #restore({ resource, identity }: Tracked): void {
+    if (resource.current !== undefined || resource.failure?.state !== 'unreachable') return
+    const known = this.#shared.lastKnownGood?.get(identity)
+    if (known !== undefined) resource.restore(known.fetched, known.age)
   }
 
   resourceOf(reference: Reference): Resource | undefined {
@@ -314,164 +413,84 @@ class DefinedVaults implements VaultSet {
     const broken = this.#broken.get(reference.text)
     if (broken !== undefined) return broken
     const tracked = this.#tracked.get(reference.text)
-    if (tracked === undefined) return { state: 'unreachable', message: 'it was never asked for' }
-    const { resource, base64 } = tracked
-    const fetched = resource.current
-    if (fetched === undefined) {
-      const { state, message } = resource.failure ?? {
-        state: 'unreachable' as const,
-        message: 'it was never read'
-      }
-      if (state === 'absent' && reference.fallback !== undefined)
-        return { state: 'ok', value: reference.fallback, version: 'default' }
-      return { state, message }
-    }
-    try {
-      const value = extract(fetched, reference.text, reference.key, reference.pointer, base64)
-      return fetched.version === undefined
-        ? { state: 'ok', value }
-        : { state: 'ok', value, version: fetched.version }
-    } catch (error) {
-      const { code, message } = error as Error & { code?: string }
-      const state = code === 'POSTERN_VAULT_ABSENT' ? 'absent' : 'malformed'
-      if (state === 'absent' && reference.fallback !== undefined)
-        return { state: 'ok', value: reference.fallback, version: 'default' }
-      return { state, message }
+    return tracked === undefined
+      ? { state: 'unreachable', message: 'it was never asked for' }
+      : outcomeOfTracked(tracked)
+  }
+
+  grace(reference: Reference): number | undefined {
+    return this.#tracked.get(reference.text)?.policy?.grace
+  }
+
+  get dependencies(): readonly Resource[] {
+    const vaults = new Set([...this.#tracked.values()].map(({ vault }) => vault))
+    return [...new Set([...vaults].flatMap(vault => vault.allDependencies))]
+  }
+
+  confirm(references: Iterable<Reference>): void {
+    const store = this.#shared.lastKnownGood
+    if (store === undefined) return
+    for (const { text } of references) {
+      const tracked = this.#tracked.get(text)
+      if (tracked === undefined || tracked.definition.type.local) continue
+      const { identity, resource } = tracked
+      const { current, age } = resource
+      if (current !== undefined && age !== undefined) store.keep(identity, current, age)
     }
   }
 
   status(): readonly ReferenceStatus[] {
-    const now = this.#shared.cache.now()
-    const known = [...this.#tracked.values()].map(({ reference, resource }): ReferenceStatus => {
-      const outcome = this.outcome(reference)
-      const due = resource.dueAt
-      const state =
-        outcome.state !== 'ok'
-          ? outcome.state
-          : resource.rejected !== undefined
-            ? 'invalid'
-            : resource.failure !== undefined && resource.fetchedAt > 0
-              ? 'stale'
-              : 'ok'
-      return {
-        reference: reference.text,
-        vault: reference.vault,
-        resource: reference.resource,
-        state,
-        version: outcome.state === 'ok' ? outcome.version : undefined,
-        age: resource.fetchedAt === 0 ? undefined : Math.round((now - resource.fetchedAt) / 1000),
-        next_refresh: Number.isFinite(due)
-          ? Math.max(0, Math.round((due - now) / 1000))
-          : undefined,
-        last_error: resource.rejected ?? resource.failure?.message,
-        failures: resource.failures
-      }
-    })
+    const now = this.#shared.now()
+    const known = [...this.#tracked.values()]
+      .filter(({ reference }) => !this.#broken.has(reference.text))
+      .map(tracked => statusOf(tracked, now))
     const broken = [...this.#broken].map(
-      ([text, outcome]): ReferenceStatus => ({
+      ([text, { state, message }]): ReferenceStatus => ({
         reference: text,
         vault: '',
         resource: '',
-        state: outcome.state,
+        state,
         version: undefined,
         age: undefined,
         next_refresh: undefined,
-        last_error: outcome.state === 'ok' ? undefined : outcome.message,
+        last_error: message,
         failures: 0
       })
     )
     return [...known, ...broken]
   }
 
-  async close(): Promise<void> {
-    for (const { identity } of this.#tracked.values()) this.#shared.release(identity)
+  health(): readonly VaultHealth[] {
+    const vaults = new Set([...this.#tracked.values()].map(({ vault }) => vault))
+    return [...vaults].map(vault => ({ vault: vault.name, ...vault.health() }))
+  }
+
+  close(): void {
+    for (const tracked of this.#tracked.values()) tracked.release()
     this.#tracked.clear()
   }
 }
 
-/** Splits settings into the layer's own and the type's, texts turned into what the type's schema says. */
-function coerce(
-  settings: Readonly<Record<string, unknown>>,
-  schema: TSchema
-): { readonly policy: Record<string, unknown>; readonly config: Record<string, unknown> } {
-  const policy: Record<string, unknown> = {}
-  const config: Record<string, unknown> = {}
-  const properties = propertiesOf(schema)
-  for (const [name, value] of Object.entries(settings)) {
-    if ((POLICY_FIELDS as readonly string[]).includes(name)) {
-      policy[name] = value
-    } else if (value !== '') {
-      const type = properties[name]?.type
-      config[name] =
-        typeof value !== 'string'
-          ? value
-          : type === 'integer' || type === 'number'
-            ? Number(value)
-            : type === 'boolean'
-              ? value === 'true'
-              : value
-    }
+function statusOf(tracked: Tracked, now: number): ReferenceStatus {
+  const { reference, resource } = tracked
+  const outcome = outcomeOfTracked(tracked)
+  const due = resource.dueAt
+  const standing =
+    resource.rejected !== undefined
+      ? 'invalid'
+      : resource.failure !== undefined && resource.age !== undefined
+        ? 'stale'
+        : 'ok'
+  return {
+    reference: reference.text,
+    vault: reference.vault,
+    resource: reference.resource,
+    state: outcome.state === 'ok' ? standing : outcome.state,
+    version: outcome.state === 'ok' ? outcome.version : undefined,
+    age: resource.age === undefined ? undefined : Math.round(resource.age),
+    next_refresh: Number.isFinite(due) ? Math.max(0, Math.round((due - now) / 1000)) : undefined,
+    last_error: resource.rejected ?? resource.failure?.message,
+    failures: resource.failures,
+    ...(resource.restored ? { source: 'last-known-good' as const } : {})
   }
-  return { policy, config }
-}
-
-function propertiesOf(schema: TSchema): Readonly<Record<string, { readonly type?: string }>> {
-  return (schema as { properties?: Record<string, { type?: string }> }).properties ?? {}
-}
-
-const NUMBERS = new Set(['ttl', 'neg_ttl', 'resurrect_ttl'])
-
-function checkReference(
-  reference: Reference,
-  definitions: ReadonlyMap<string, Definition>
-): Complaint | undefined {
-  const definition = definitions.get(reference.vault)
-  if (definition === undefined) {
-    const names = [...definitions.keys()]
-    const near = closest(reference.vault, names)
-    return {
-      message: `there is no vault "${reference.vault}"`,
-      fix:
-        distance(reference.vault, near) <= 2
-          ? `Did you mean "${near}"?`
-          : `Use one of ${names.join(', ')}, or declare it under vaults.`
-    }
-  }
-  const own = Object.keys(propertiesOf(definition.type.schema))
-  for (const [name, value] of Object.entries(reference.overrides)) {
-    if (definition.type.protectedFields.includes(name)) {
-      return {
-        message: `"${name}" decides where this vault is or who asks it, so a reference may not change it`,
-        fix: 'Declare another vault under vaults for it.'
-      }
-    }
-    const known = [...own, ...POLICY_FIELDS, 'pointer', 'default', 'version']
-    if (!known.includes(name)) {
-      const near = closest(name, known)
-      return {
-        message: `there is no query name "${name}"`,
-        fix:
-          distance(name, near) <= 2 ? `Did you mean "${near}"?` : `Use one of ${known.join(', ')}.`
-      }
-    }
-    if (NUMBERS.has(name) && !/^\d+$/.test(value)) {
-      return { message: `"${name}" takes seconds as a whole number`, fix: `Write ${name}=60.` }
-    }
-    if (name === 'base64_decode' && value !== 'true' && value !== 'false') {
-      return { message: '"base64_decode" is true or false', fix: 'Write base64_decode=true.' }
-    }
-  }
-  const { type } = definition
-  const required = (type.schema as { required?: readonly string[] }).required ?? []
-  const missing = required.filter(
-    name => definition.config[name] === undefined && reference.overrides[name] === undefined
-  )
-  if (missing.length > 0) {
-    const variable = `POSTERN_VAULT_${type.name.replaceAll('-', '_').toUpperCase()}_${missing[0]!.toUpperCase()}`
-    const message = `the vault "${definition.name}" lacks its setting ${missing.join(', ')}`
-    return definition.name === type.name
-      ? { message, fix: `Set ${variable}.`, environment: true }
-      : { message, fix: `Write it under the vault's config.` }
-  }
-  return undefined
 }

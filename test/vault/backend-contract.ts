@@ -2,7 +2,7 @@ import { inspect } from 'node:util'
 import type { Test } from 'tap'
 import { VaultThrottled } from '../../src/errors.ts'
 import type { Backend, BackendEnvironment, BackendType, Fetched } from '../../src/vault/backend.ts'
-import { extract } from '../../src/vault/cache.ts'
+import { extract } from '../../src/vault/extract.ts'
 import { until } from '../harness.ts'
 import { type Fault, faults, RETRY_AFTER } from './fault-server.ts'
 

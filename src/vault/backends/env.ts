@@ -21,6 +21,7 @@ export function envBackend(environment: Readonly<Record<string, string | undefin
       { additionalProperties: false }
     ),
     protectedFields: [],
+    local: true,
     open(config): Backend {
       const prefix = (config.prefix as string | undefined) ?? ''
       return {

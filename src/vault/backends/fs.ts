@@ -27,6 +27,7 @@ export const fsBackend: BackendType = {
   ),
   // Overriding the root would let a reference read any file.
   protectedFields: ['prefix'],
+  local: true,
   open(config): Backend {
     const root = config.prefix as string
     return {
