@@ -1,7 +1,6 @@
-import { readFile } from 'node:fs/promises'
 import type { Worker } from 'node:worker_threads'
 import { type CertificateExpiry, certificateExpiries } from './certificate-expiry.ts'
-import { type Config, type Entities, loadConfig } from './config.ts'
+import type { Config, Entities } from './config.ts'
 import { validateUses } from './config-values.ts'
 import { ConfigError, type Problem, SecretUnavailable } from './errors.ts'
 import {
@@ -20,11 +19,19 @@ import { createCounts } from './proxy/counts.ts'
 import { selfSigned } from './proxy/tls.ts'
 import { UpstreamControl } from './proxy/upstream-control.ts'
 import { redactor } from './redaction.ts'
+import {
+  type Loaded,
+  maskOutcomes,
+  type Prepared,
+  prepareSettings,
+  problemsOf,
+  readConfig,
+  resolveAll,
+  uniqueReferences
+} from './resolve.ts'
 import { kinds } from './schema/kinds.ts'
 import {
-  type Collected,
-  collectSettings,
-  parseSettings,
+  type Environment,
   type SettingReference,
   type Settings,
   settingsTable
@@ -32,10 +39,10 @@ import {
 import { openStatus, type StatusServer } from './status.ts'
 import { memoryStore, type OwnedStore, redisStore } from './store.ts'
 import { Threads } from './threads.ts'
-import { backendTypes, builtInBackends } from './vault/backends/index.ts'
+import type { VaultEvent } from './vault/observation.ts'
 import { parseReference, type Reference } from './vault/reference.ts'
 import { createRotation, type Rotation } from './vault/rotation.ts'
-import { createVaults, type Outcome, type VaultSet, type Vaults } from './vault/vaults.ts'
+import type { Outcome, Vaults } from './vault/vaults.ts'
 import { product, version } from './version.ts'
 import { watchFile } from './watch.ts'
 import { Refresher } from './webhooks/refresher.ts'
@@ -67,228 +74,14 @@ export interface Gateway {
   close(): Promise<void>
 }
 
-type Environment = Readonly<Record<string, string | undefined>>
-
-/** Settings with their references resolved, and the vaults they came through. */
-export interface Prepared {
-  readonly settings: Settings
-  readonly warnings: readonly Problem[]
-  readonly vaults: Vaults
-  readonly vaultLog: VaultLog
-  /** Settings whose values come out of vaults. */
-  readonly references: readonly SettingReference[]
-}
-
-/** What vaults write to: they are opened before the settings say how to log. */
-class VaultLog {
-  #log: Logger | undefined
-
-  attach(log: Logger): void {
-    this.#log = log
-  }
-
-  info(fields: object, message: string): void {
-    this.#log?.info(fields, message)
-  }
-
-  warn(fields: object, message: string): void {
-    this.#log?.warn(fields, message)
-  }
-}
-
-/** The vaults of a process with this environment; nothing is asked yet. */
-export function openVaults(
-  env: Environment,
-  { vaultDefaults }: Collected,
-  log = new VaultLog()
-): Vaults {
-  return createVaults({
-    backendTypes: builtInBackends(env),
-    defaults: vaultDefaults,
-    environment: { env, log }
-  })
-}
-
-/**
- * Reads the environment and resolves the references in it through the default vaults. Throws
- * ConfigError with every problem.
- */
-export async function prepareSettings(env: Environment): Promise<Prepared> {
-  const collected = collectSettings(env)
-  const vaultLog = new VaultLog()
-  const vaults = openVaults(env, collected, vaultLog)
-  const resolved = new Map<string, string>()
-  if (collected.references.length > 0) {
-    const set = await vaults.prepare([])
-    const references = uniqueReferences(collected.references.flatMap(use => use.references))
-    const outcomes = await set.load(references)
-    maskOutcomes(outcomes, 'setting ')
-    const problems = unresolvedUses(collected.references, outcomes)
-    if (problems.length > 0) throw new ConfigError(problems)
-    for (const [text, outcome] of outcomes)
-      if (outcome.state === 'ok') resolved.set(text, outcome.value)
-  }
-  const { settings, warnings } = parseSettings(collected, text => resolved.get(text))
-  maskSettings(settings, collected)
-  return { settings, warnings, vaults, vaultLog, references: collected.references }
-}
-
-/** Fields of a default vault that authenticate the gateway, by what their names have in common. */
-const CREDENTIAL = /pass|secret|token|key|credential|jwt|service_account/
-
-function maskSettings(settings: Settings, { vaultDefaults }: Collected): void {
-  for (const [name, { secret, verbatim }] of Object.entries(settingsTable)) {
-    const value = settings[name as keyof Settings]
-    // A configuration given as text is what GET /config shows.
-    if (!secret || verbatim || typeof value !== 'string') continue
-    redactor.hold(`setting ${name}`, [value, URL.parse(value)?.password ?? ''])
-  }
-  for (const [type, fields] of Object.entries(vaultDefaults)) {
-    for (const [field, value] of Object.entries(fields)) {
-      if (CREDENTIAL.test(field)) redactor.hold(`vault ${type} ${field}`, [value])
-    }
-  }
-}
-
-/** A configuration with the vaults its references go to. */
-export interface Loaded {
-  readonly config: Config
-  readonly set: VaultSet
-}
-
-/** Where a configuration is read from. */
-export type ConfigSource = Pick<Settings, 'config' | 'configString'>
-
-/**
- * Reads and validates the configuration offline. Throws ConfigError with every problem. `tolerant`
- * lets pass that the environment lacks settings of default vaults, which another one may have.
- */
-export async function readConfig(
-  source: ConfigSource,
-  vaults: Vaults,
-  tolerant = false
-): Promise<Loaded> {
-  const { text, file } = await readSource(source)
-  const config = loadConfig(text, {
-    file,
-    plugins,
-    vaultTypes: backendTypes,
-    vaultCheck(reference, entities) {
-      const complaint = vaults.check(reference, entities)
-      return tolerant && complaint?.environment ? undefined : complaint
-    }
-  })
-  return { config, set: await vaults.prepare(config.vaults) }
-}
-
-async function readSource(settings: ConfigSource): Promise<{ text: string; file: string }> {
-  if (settings.configString !== undefined) {
-    return { text: settings.configString, file: 'POSTERN_CONFIG_STRING' }
-  }
-  const file = settings.config
-  try {
-    return { text: await readFile(file, 'utf8'), file }
-  } catch (error) {
-    const { code } = error as NodeJS.ErrnoException
-    throw new ConfigError([
-      {
-        code: 'POSTERN_CONFIG_UNREADABLE',
-        message:
-          code === 'ENOENT' ? 'the file does not exist' : `the file cannot be read (${code})`,
-        fix: 'Name the configuration file with -c FILE or POSTERN_CONFIG.',
-        place: { file, line: 1, column: 1, path: '' }
-      }
-    ])
-  }
-}
-
-/** One text with references in it, and where it stands. */
-export interface Use {
-  readonly references: readonly string[]
-  readonly place: Problem['place']
-}
-
-/** Resolves every reference of a configuration and of `more`, each resource once. */
-export async function resolveAll(
-  { config, set }: Loaded,
-  more: readonly Use[] = []
-): Promise<ReadonlyMap<string, Outcome>> {
-  const outcomes = await set.load(
-    uniqueReferences([...config.uses, ...more].flatMap(use => use.references))
-  )
-  maskOutcomes(outcomes)
-  return outcomes
-}
-
-/** From now on nothing this thread writes shows these values. */
-function maskOutcomes(outcomes: ReadonlyMap<string, Outcome>, prefix = ''): void {
-  for (const [text, outcome] of outcomes) {
-    redactor.hold(prefix + text, outcome.state === 'ok' ? [outcome.value] : [])
-  }
-}
-
-/** What stands against serving a configuration with these outcomes: missing and unfit values. */
-export function problemsOf(config: Config, outcomes: ReadonlyMap<string, Outcome>): Problem[] {
-  const unfit = validateUses(config, plugins, config.uses, text => {
-    const outcome = outcomes.get(text)
-    return outcome?.state === 'ok' ? outcome : undefined
-  })
-  return [...unresolvedUses(config.uses, outcomes), ...unfit]
-}
-
-/** One problem for each place whose reference has no value. */
-export function unresolvedUses(
-  uses: readonly Use[],
-  outcomes: ReadonlyMap<string, Outcome>
-): Problem[] {
-  return uses.flatMap(({ references, place }) =>
-    references
-      .filter(text => outcomes.get(text)?.state !== 'ok')
-      .map(text => unresolved(text, outcomes.get(text), place))
-  )
-}
-
-const FAILURE_CODES = {
-  absent: 'POSTERN_VAULT_ABSENT',
-  denied: 'POSTERN_VAULT_DENIED',
-  unreachable: 'POSTERN_VAULT_UNREACHABLE',
-  malformed: 'POSTERN_VAULT_MALFORMED'
-} as const
-
-const FAILURE_FIXES = {
-  absent: 'Store it there, correct the reference, or give it a ?default=.',
-  denied: "Let the gateway's identity read it.",
-  unreachable: 'Check the address and the network, then start again.',
-  malformed: 'Correct what the vault holds there, or the key or pointer of the reference.'
-} as const
-
-function unresolved(
-  reference: string,
-  outcome: Outcome | undefined,
-  place: Problem['place']
-): Problem {
-  const state = outcome === undefined || outcome.state === 'ok' ? 'unreachable' : outcome.state
-  const message = outcome === undefined || outcome.state === 'ok' ? 'never asked' : outcome.message
-  return {
-    code: FAILURE_CODES[state],
-    message: `${reference} has no value: ${message}`,
-    fix: FAILURE_FIXES[state],
-    place,
-    reference
-  }
-}
-
-function uniqueReferences(texts: readonly string[]): readonly Reference[] {
-  return [...new Set(texts)].map(parseReference)
-}
-
 /**
  * Starts a gateway from an environment. Rejects with ConfigError (every problem at once) when the
  * configuration cannot be served, or with the system's error when an address cannot be bound.
  */
 export async function startGateway(env: Environment): Promise<Gateway> {
-  const prepared = await prepareSettings(env)
-  const control = new ControlThread(prepared)
+  const metrics = new Metrics()
+  const prepared = await prepareSettings(env, event => count(metrics, event))
+  const control = new ControlThread(prepared, metrics)
   await control.start()
   return control
 }
@@ -313,24 +106,27 @@ class ControlThread implements Gateway {
   /** Settings that follow their vaults while the gateway runs. */
   readonly #liveSettings: readonly SettingReference[]
   #webhookServer: { host: string; port: number; close(): Promise<void> } | undefined
-  readonly #refresher = new Refresher<string>(texts =>
-    this.#exclusively(async () => this.#rotation?.refresh(uniqueReferences([...texts]))).catch(
-      error => this.#log.error({ err: error }, 'a refresh failed')
-    )
-  )
+  readonly #refresher = new Refresher<string>(async texts => {
+    try {
+      await this.#rotation?.refresh(uniqueReferences([...texts]))
+    } catch (error) {
+      this.#log.error({ err: error }, 'a refresh failed')
+    }
+  })
   readonly #upstreams: UpstreamControl
-  readonly #metrics = new Metrics()
+  readonly #metrics: Metrics
   #certificates: readonly CertificateExpiry[] | undefined
   #draining = false
   #loads = 0
   readonly #graces = new Map<string, NodeJS.Timeout>()
   readonly #refreshes = new Map<
     string,
-    { readonly at: number; readonly result: Promise<boolean> }
+    { readonly until: number; readonly pause: number; readonly result: Promise<boolean> }
   >()
   listeners: readonly OpenListener[] = []
 
-  constructor({ settings, warnings, vaults, vaultLog, references }: Prepared) {
+  constructor({ settings, warnings, vaults, vaultLog, references }: Prepared, metrics: Metrics) {
+    this.#metrics = metrics
     this.settings = settings
     this.#liveSettings = references.filter(({ name }) => LIVE_SETTINGS.has(name))
     this.#vaults = vaults
@@ -488,14 +284,20 @@ class ControlThread implements Gateway {
       if (!degraded || unusable.length > 0) throw new ConfigError(problems)
       for (const problem of problems) this.#warn(problem)
     }
-    const own = new Set(loaded.config.uses.flatMap(use => use.references))
+    // What only vaults use for themselves is no business of the data plane.
+    const own = new Set(
+      loaded.config.uses.filter(({ kind }) => kind !== 'vaults').flatMap(use => use.references)
+    )
+    const live = new Set(this.#liveSettings.flatMap(setting => setting.references))
     return new Map(
-      [...outcomes].map(([text, outcome]) => {
-        const before = this.#secrets.get(text)
-        // A setting keeps its last good value, whatever becomes of its vault.
-        const kept = outcome.state !== 'ok' && !own.has(text) ? before : undefined
-        return [text, kept ?? this.#stateOf(text, outcome)]
-      })
+      [...outcomes]
+        .filter(([text]) => own.has(text) || live.has(text))
+        .map(([text, outcome]) => {
+          const before = this.#secrets.get(text)
+          // A setting keeps its last good value, whatever becomes of its vault.
+          const kept = outcome.state !== 'ok' && !own.has(text) ? before : undefined
+          return [text, kept ?? this.#stateOf(text, outcome)]
+        })
     )
   }
 
@@ -520,21 +322,27 @@ class ControlThread implements Gateway {
     maskSecrets(secrets)
     redactor.retain(name => !name.startsWith('{') || secrets.has(name))
     for (const warning of loaded.config.warnings) this.#warn(warning)
+    const users = usersByReference(loaded.config, this.#liveSettings)
     this.#rotation = createRotation({
       set: loaded.set,
       references: uniqueReferences([...secrets.keys()]),
+      inForce: inForce(loaded.set, secrets),
       interval: this.settings.vaultRotationInterval,
       log: this.#log,
       run: task => this.#exclusively(task),
-      publish: changes => this.#publish(changes)
+      publish: changes => this.#publish(changes),
+      usersOf: text => users.get(text) ?? [],
+      observe: event => count(this.#metrics, event)
     })
-    void old?.set.close()
+    loaded.set.confirm(uniqueReferences([...secrets.keys()]))
+    old?.set.close()
   }
 
   /** Ends the time a previous value still verifies. */
   #limitGrace(text: string, state: SecretState, before: SecretState | undefined): void {
     if ('failure' in state || state.previous === undefined || state === before) return
     clearTimeout(this.#graces.get(text))
+    const grace = this.#loaded?.set.grace(parseReference(text)) ?? this.settings.secretGrace
     const timer = setTimeout(() => {
       this.#graces.delete(text)
       void this.#exclusively(async () => {
@@ -544,7 +352,7 @@ class ControlThread implements Gateway {
       }).catch(error =>
         this.#log.error({ err: error, reference: text }, 'a grace period could not be ended')
       )
-    }, this.settings.secretGrace * 1000)
+    }, grace * 1000)
     timer.unref()
     this.#graces.set(text, timer)
   }
@@ -568,6 +376,7 @@ class ControlThread implements Gateway {
     problems.push(...unfitSettings(this.#liveSettings, states, next))
     if (problems.length > 0) throw new ConfigError(problems)
     await this.#apply(states)
+    this.#loaded!.set.confirm(uniqueReferences([...states.keys()]))
   }
 
   async #apply(states: ReadonlyMap<string, SecretState>): Promise<void> {
@@ -593,7 +402,7 @@ class ControlThread implements Gateway {
       try {
         loaded = await readConfig(this.settings, this.#vaults)
         if (loaded.config.text === this.#loaded?.config.text) {
-          await loaded.set.close()
+          loaded.set.close()
           this.#lastReload = { at, ok: true }
           this.#metrics.reloaded(true)
           return
@@ -609,7 +418,7 @@ class ControlThread implements Gateway {
           'configuration reloaded'
         )
       } catch (error) {
-        await loaded?.set.close()
+        loaded?.set.close()
         this.#metrics.reloaded(false)
         this.#lastReload = { at, ok: false, error: (error as Error).message }
         const problems = error instanceof ConfigError ? error.problems : undefined
@@ -622,22 +431,28 @@ class ControlThread implements Gateway {
     })
   }
 
-  refresh(prefix?: string): Promise<number> {
-    return this.#exclusively(() => this.#rotation!.refresh(prefix))
+  async refresh(prefix?: string): Promise<number> {
+    return (await this.#rotation?.refresh(prefix)) ?? 0
   }
 
-  /** For a plugin that was refused: re-reads what its entity refers to, at most once a second. */
+  /**
+   * For a plugin that was refused: re-reads what its entity refers to, at most once a second, and less
+   * and less often while that changes nothing, so that a wrong secret costs no quota.
+   */
   #refreshEntity(entityId: string): Promise<boolean> {
     const last = this.#refreshes.get(entityId)
-    if (last !== undefined && Date.now() - last.at < 1000) return last.result
+    const now = performance.now()
+    if (last !== undefined && now < last.until) return last.result
     const references = uniqueReferences(
       this.#loaded!.config.uses.filter(use => use.id === entityId).flatMap(use => use.references)
     )
-    const result =
-      references.length === 0
-        ? Promise.resolve(false)
-        : this.#exclusively(async () => (await this.#rotation!.refresh(references)) > 0)
-    this.#refreshes.set(entityId, { at: Date.now(), result })
+    if (references.length === 0) return Promise.resolve(false)
+    const pause = Math.min((last?.pause ?? 500) * 2, MAX_REFRESH_PAUSE)
+    const result = this.#rotation!.refresh(references).then(changed => {
+      if (changed > 0) this.#refreshes.delete(entityId)
+      return changed > 0
+    })
+    this.#refreshes.set(entityId, { until: now + pause, pause, result })
     return result
   }
 
@@ -717,14 +532,9 @@ class ControlThread implements Gateway {
 
   /** When the credential of each vault in use ends, for those that know. */
   #tokens(): readonly { readonly vault: string; readonly expiresAt: number }[] {
-    const tokens = new Map<string, number>()
-    for (const text of this.#secrets.keys()) {
-      const reference = parseReference(text)
-      const vault = this.#loaded?.set.resourceOf(reference)?.vault
-      const expiresAt = vault?.backend.health?.().tokenExpiresAt
-      if (expiresAt !== undefined) tokens.set(reference.vault, expiresAt)
-    }
-    return [...tokens].map(([vault, expiresAt]) => ({ vault, expiresAt }))
+    return (this.#loaded?.set.health() ?? []).flatMap(({ vault, tokenExpiresAt }) =>
+      tokenExpiresAt === undefined ? [] : [{ vault, expiresAt: tokenExpiresAt }]
+    )
   }
 
   /** When each configured certificate ends; computed once for each change of a certificate. */
@@ -770,10 +580,55 @@ class ControlThread implements Gateway {
     this.#refresher.close()
     await this.#webhookServer?.close()
     await this.#status?.close()
-    await this.#loaded?.set.close()
+    this.#loaded?.set.close()
     await this.#vaults.close()
     await this.#store?.close()
   }
+}
+
+/** Longest pause between two re-reads for a plugin that keeps being refused, in milliseconds. */
+const MAX_REFRESH_PAUSE = 60_000
+
+function count(metrics: Metrics, event: VaultEvent): void {
+  if (event.kind === 'read') metrics.vaultRead(event.vault, event.outcome, event.seconds)
+  else if (event.kind === 'changed') metrics.secretChanged(event.vault)
+  else if (event.kind === 'refused') metrics.secretRefused(event.vault)
+}
+
+/** What references stand for in the data plane; the vaults may know something newer already. */
+function inForce(
+  set: Loaded['set'],
+  secrets: ReadonlyMap<string, SecretState>
+): ReadonlyMap<string, Outcome> {
+  return new Map(
+    [...secrets].map(([text, state]): [string, Outcome] => {
+      const now = set.outcome(parseReference(text))
+      if ('failure' in state) {
+        const failed = { state: 'unreachable', message: state.failure } as const
+        return [text, now.state === 'ok' ? failed : now]
+      }
+      const same = now.state === 'ok' && now.value === state.value
+      return [text, same ? now : { state: 'ok', value: state.value }]
+    })
+  )
+}
+
+/** The entities and settings that use each reference. A certificate and its key are one user. */
+function usersByReference(
+  config: Config,
+  settings: readonly SettingReference[]
+): ReadonlyMap<string, readonly string[]> {
+  const users = new Map<string, string[]>()
+  const add = (references: readonly string[], user: string): void => {
+    for (const text of references) {
+      const known = users.get(text)
+      if (known === undefined) users.set(text, [user])
+      else known.push(user)
+    }
+  }
+  for (const { id, references } of config.uses) add(references, id)
+  for (const { name, references } of settings) add(references, `setting ${name}`)
+  return users
 }
 
 type WebhookSetting = WebhookSecret | 'webhookGcpAudience' | 'webhookAzureAudience'

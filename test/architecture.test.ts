@@ -9,7 +9,7 @@ const RANKS: readonly RegExp[] = [
   /^vault\//,
   /^plugins\//,
   /^proxy\//,
-  /^(settings|setting-values|config|config-values|certificate-expiry|snapshot|generation|log|memory|redaction|metrics|watch|report|diff|fingerprint|calls|store)$/,
+  /^(settings|setting-values|config|config-values|certificate-expiry|snapshot|generation|resolve|log|memory|redaction|metrics|watch|report|diff|fingerprint|calls|store)$/,
   /^(server|status|worker|threads|webhooks\/.*)$/,
   /^(gateway|index|cli|commands\/.*)$/
 ]

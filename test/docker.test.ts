@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
 import { parse } from 'yaml'
-import { prepareSettings, readConfig } from '../src/gateway.ts'
+import { prepareSettings, readConfig } from '../src/resolve.ts'
 
 const root = join(import.meta.dirname, '..')
 const read = (file: string): string => readFileSync(join(root, file), 'utf8')
@@ -135,7 +135,7 @@ await t.test(
       new Set(config.uses.flatMap(({ references }) => references)),
       new Set(secrets!.map(name => `{vault://fs/${name}}`))
     )
-    await set.close()
+    set.close()
     await vaults.close()
   }
 )

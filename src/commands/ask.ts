@@ -1,5 +1,5 @@
 import http from 'node:http'
-import { prepareSettings } from '../gateway.ts'
+import { prepareSettings } from '../resolve.ts'
 import { collectSettings, type Environment, type Listener, settingsTable } from '../settings.ts'
 import { out, tell } from './command.ts'
 

@@ -1,6 +1,7 @@
 import { styleText } from 'node:util'
 import type { Config } from '../config.ts'
 import { ConfigError, type Problem } from '../errors.ts'
+import { renderProblems } from '../report.ts'
 import {
   type Loaded,
   openVaults,
@@ -8,8 +9,7 @@ import {
   readConfig,
   resolveAll,
   unresolvedUses
-} from '../gateway.ts'
-import { renderProblems } from '../report.ts'
+} from '../resolve.ts'
 import {
   type Collected,
   collectSettings,
@@ -59,7 +59,7 @@ export async function check(
     outJson({ valid: false, problems: error.problems, warnings: [], references: [] })
     return 1
   } finally {
-    await loaded?.set.close()
+    loaded?.set.close()
     await vaults?.close()
   }
 }

@@ -1,7 +1,7 @@
 import type { Problem } from '../errors.ts'
 import { fingerprinter } from '../fingerprint.ts'
-import type { Loaded, Use } from '../gateway.ts'
 import { renderTable } from '../report.ts'
+import type { Loaded, Use } from '../resolve.ts'
 import { parseReference } from '../vault/reference.ts'
 import type { Outcome } from '../vault/vaults.ts'
 import { colorOf } from './command.ts'

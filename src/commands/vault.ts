@@ -1,7 +1,7 @@
 import { fingerprinter } from '../fingerprint.ts'
-import { openVaults, prepareSettings, readConfig } from '../gateway.ts'
 import { redactor } from '../redaction.ts'
 import { renderTable } from '../report.ts'
+import { openVaults, prepareSettings, readConfig } from '../resolve.ts'
 import { collectSettings, configSource, type Environment } from '../settings.ts'
 import { backendTypes } from '../vault/backends/index.ts'
 import { parseReference } from '../vault/reference.ts'
@@ -53,7 +53,7 @@ async function get(env: Environment, word: string, options: Options): Promise<nu
   const { settings, vaults } = await prepareSettings(env)
   // A default vault needs no file; a prefix of the file's own vaults does.
   const set = backendTypes.some(type => type.name === reference.vault)
-    ? await vaults.prepare([])
+    ? vaults.prepare([])
     : (await readConfig(settings, vaults)).set
   try {
     const complaint = set.check(reference)
@@ -91,7 +91,7 @@ async function get(env: Environment, word: string, options: Options): Promise<nu
       )
     return 0
   } finally {
-    await set.close()
+    set.close()
     await vaults.close()
   }
 }
@@ -107,7 +107,7 @@ async function list(env: Environment, options: Options): Promise<number> {
     else out(renderReferences(rows))
     return rows.every(({ state }) => state === 'ok') ? 0 : 1
   } finally {
-    await loaded.set.close()
+    loaded.set.close()
     await vaults.close()
   }
 }

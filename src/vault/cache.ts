@@ -217,7 +217,9 @@ export class Resource {
   /** Whether it is to be read at `dueAt` itself: the next look at what is due may be too late. */
   get urgent(): boolean {
     return (
-      this.#failure !== undefined || this.#rejected !== undefined || this.#fetched?.ttl !== undefined
+      this.#failure !== undefined ||
+      this.#rejected !== undefined ||
+      this.#fetched?.ttl !== undefined
     )
   }
 
@@ -358,8 +360,7 @@ export class Resource {
   #backOff(before: number, cap: number, minimum: number): void {
     const pause = Math.min(BACKOFF_BASE * 2 ** Math.min(before, 20), cap)
     // Jitter of a quarter keeps many nodes from asking in step.
-    this.#retryAt =
-      this.#clock.now() + Math.max(minimum, pause * (0.75 + this.#clock.random() / 2))
+    this.#retryAt = this.#clock.now() + Math.max(minimum, pause * (0.75 + this.#clock.random() / 2))
   }
 }
 

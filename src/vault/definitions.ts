@@ -160,10 +160,7 @@ function coerce(value: unknown, type: string | undefined): unknown {
 }
 
 /** Reads the layer's own settings, settled. `timeout` is the default one. Throws POSTERN_VAULT_SETTINGS. */
-export function policyOf(
-  settings: Readonly<Record<string, unknown>>,
-  timeout: number
-): Policy {
+export function policyOf(settings: Readonly<Record<string, unknown>>, timeout: number): Policy {
   const seconds = (name: string): number | undefined => {
     const value = settings[name]
     if (value === undefined || value === '') return undefined

@@ -140,7 +140,7 @@ interface Tracked {
   readonly resource: Resource
   readonly vault: OpenVault
   /** Undefined until the references in it (a ttl may be one) have been read. */
-  policy: Policy | undefined
+  readonly policy: Policy | undefined
   /** Resolves when `policy` is there; rejects when it cannot be. */
   readonly settled: Promise<void>
   release(): void
@@ -197,13 +197,14 @@ class SharedVaults {
       }
     })
     const needed = referencesIn(policy).map(part => this.track(part, definitions))
+    let settled: Policy | undefined
     let release = (): void => {}
     const settleNow = (): void => {
-      tracked.policy = policyOf(
+      settled = policyOf(
         settle(policy, (part, name) => valueFor(part, needed, name)),
         this.timeout
       )
-      release = entry.value.hold(tracked.policy.freshness)
+      release = entry.value.hold(settled.freshness)
     }
     const tracked: Tracked = {
       reference,
@@ -211,11 +212,11 @@ class SharedVaults {
       identity,
       resource: entry.value,
       vault: open.value,
-      policy: undefined,
+      get policy() {
+        return settled
+      },
       settled:
-        needed.length === 0
-          ? attempt(settleNow)
-          : Promise.all(needed.map(ready)).then(settleNow),
+        needed.length === 0 ? attempt(settleNow) : Promise.all(needed.map(ready)).then(settleNow),
       release: () => {
         release()
         this.#release(this.#resources, identity, entry)

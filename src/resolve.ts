@@ -1,0 +1,236 @@
+import { readFile } from 'node:fs/promises'
+import { type Config, loadConfig } from './config.ts'
+import { validateUses } from './config-values.ts'
+import { ConfigError, type Problem } from './errors.ts'
+import { plugins } from './plugins/index.ts'
+import type { Logger } from './plugins/plugin.ts'
+import { redactor } from './redaction.ts'
+import {
+  type Collected,
+  collectSettings,
+  type Environment,
+  parseSettings,
+  type SettingReference,
+  type Settings,
+  settingsTable
+} from './settings.ts'
+import { backendTypes, builtInBackends } from './vault/backends/index.ts'
+import type { Observe } from './vault/observation.ts'
+import { parseReference, type Reference } from './vault/reference.ts'
+import { createVaults, type Outcome, type VaultSet, type Vaults } from './vault/vaults.ts'
+
+/** Settings with their references resolved, and the vaults they came through. */
+export interface Prepared {
+  readonly settings: Settings
+  readonly warnings: readonly Problem[]
+  readonly vaults: Vaults
+  readonly vaultLog: VaultLog
+  /** Settings whose values come out of vaults. */
+  readonly references: readonly SettingReference[]
+}
+
+/** What vaults write to: they are opened before the settings say how to log. */
+export class VaultLog {
+  #log: Logger | undefined
+
+  attach(log: Logger): void {
+    this.#log = log
+  }
+
+  info(fields: object, message: string): void {
+    this.#log?.info(fields, message)
+  }
+
+  warn(fields: object, message: string): void {
+    this.#log?.warn(fields, message)
+  }
+}
+
+/** The vaults of a process with this environment; nothing is asked yet. */
+export function openVaults(
+  env: Environment,
+  { vaultDefaults }: Collected,
+  log = new VaultLog(),
+  observe: Observe = () => {}
+): Vaults {
+  return createVaults({
+    backendTypes: builtInBackends(env),
+    defaults: vaultDefaults,
+    environment: { env, log },
+    observe
+  })
+}
+
+/**
+ * Reads the environment and resolves the references in it through the default vaults. Throws
+ * ConfigError with every problem.
+ */
+export async function prepareSettings(env: Environment, observe?: Observe): Promise<Prepared> {
+  const collected = collectSettings(env)
+  const vaultLog = new VaultLog()
+  const vaults = openVaults(env, collected, vaultLog, observe)
+  const resolved = new Map<string, string>()
+  if (collected.references.length > 0) {
+    const set = vaults.prepare([])
+    const references = uniqueReferences(collected.references.flatMap(use => use.references))
+    const outcomes = await set.load(references)
+    maskOutcomes(outcomes, 'setting ')
+    const problems = unresolvedUses(collected.references, outcomes)
+    if (problems.length > 0) throw new ConfigError(problems)
+    for (const [text, outcome] of outcomes)
+      if (outcome.state === 'ok') resolved.set(text, outcome.value)
+  }
+  const { settings, warnings } = parseSettings(collected, text => resolved.get(text))
+  maskSettings(settings, collected)
+  return { settings, warnings, vaults, vaultLog, references: collected.references }
+}
+
+/** Fields of a default vault that authenticate the gateway, by what their names have in common. */
+const CREDENTIAL = /pass|secret|token|key|credential|jwt|service_account/
+
+function maskSettings(settings: Settings, { vaultDefaults }: Collected): void {
+  for (const [name, { secret, verbatim }] of Object.entries(settingsTable)) {
+    const value = settings[name as keyof Settings]
+    // A configuration given as text is what GET /config shows.
+    if (!secret || verbatim || typeof value !== 'string') continue
+    redactor.hold(`setting ${name}`, [value, URL.parse(value)?.password ?? ''])
+  }
+  for (const [type, fields] of Object.entries(vaultDefaults)) {
+    for (const [field, value] of Object.entries(fields)) {
+      if (CREDENTIAL.test(field)) redactor.hold(`vault ${type} ${field}`, [value])
+    }
+  }
+}
+
+/** A configuration with the vaults its references go to. */
+export interface Loaded {
+  readonly config: Config
+  readonly set: VaultSet
+}
+
+/** Where a configuration is read from. */
+export type ConfigSource = Pick<Settings, 'config' | 'configString'>
+
+/**
+ * Reads and validates the configuration offline. Throws ConfigError with every problem. `tolerant`
+ * lets pass that the environment lacks settings of default vaults, which another one may have.
+ */
+export async function readConfig(
+  source: ConfigSource,
+  vaults: Vaults,
+  tolerant = false
+): Promise<Loaded> {
+  const { text, file } = await readSource(source)
+  const config = loadConfig(text, {
+    file,
+    plugins,
+    vaultTypes: backendTypes,
+    vaultCheck(reference, entities) {
+      const complaint = vaults.check(reference, entities)
+      return tolerant && complaint?.environment ? undefined : complaint
+    }
+  })
+  return { config, set: vaults.prepare(config.vaults) }
+}
+
+async function readSource(settings: ConfigSource): Promise<{ text: string; file: string }> {
+  if (settings.configString !== undefined) {
+    return { text: settings.configString, file: 'POSTERN_CONFIG_STRING' }
+  }
+  const file = settings.config
+  try {
+    return { text: await readFile(file, 'utf8'), file }
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException
+    throw new ConfigError([
+      {
+        code: 'POSTERN_CONFIG_UNREADABLE',
+        message:
+          code === 'ENOENT' ? 'the file does not exist' : `the file cannot be read (${code})`,
+        fix: 'Name the configuration file with -c FILE or POSTERN_CONFIG.',
+        place: { file, line: 1, column: 1, path: '' }
+      }
+    ])
+  }
+}
+
+/** One text with references in it, and where it stands. */
+export interface Use {
+  readonly references: readonly string[]
+  readonly place: Problem['place']
+}
+
+/** Resolves every reference of a configuration and of `more`, each resource once. */
+export async function resolveAll(
+  { config, set }: Loaded,
+  more: readonly Use[] = []
+): Promise<ReadonlyMap<string, Outcome>> {
+  const outcomes = await set.load(
+    uniqueReferences([...config.uses, ...more].flatMap(use => use.references))
+  )
+  maskOutcomes(outcomes)
+  return outcomes
+}
+
+/** From now on nothing this thread writes shows these values. */
+export function maskOutcomes(outcomes: ReadonlyMap<string, Outcome>, prefix = ''): void {
+  for (const [text, outcome] of outcomes) {
+    redactor.hold(prefix + text, outcome.state === 'ok' ? [outcome.value] : [])
+  }
+}
+
+/** What stands against serving a configuration with these outcomes: missing and unfit values. */
+export function problemsOf(config: Config, outcomes: ReadonlyMap<string, Outcome>): Problem[] {
+  const unfit = validateUses(config, plugins, config.uses, text => {
+    const outcome = outcomes.get(text)
+    return outcome?.state === 'ok' ? outcome : undefined
+  })
+  return [...unresolvedUses(config.uses, outcomes), ...unfit]
+}
+
+/** One problem for each place whose reference has no value. */
+export function unresolvedUses(
+  uses: readonly Use[],
+  outcomes: ReadonlyMap<string, Outcome>
+): Problem[] {
+  return uses.flatMap(({ references, place }) =>
+    references
+      .filter(text => outcomes.get(text)?.state !== 'ok')
+      .map(text => unresolved(text, outcomes.get(text), place))
+  )
+}
+
+const FAILURE_CODES = {
+  absent: 'POSTERN_VAULT_ABSENT',
+  denied: 'POSTERN_VAULT_DENIED',
+  unreachable: 'POSTERN_VAULT_UNREACHABLE',
+  malformed: 'POSTERN_VAULT_MALFORMED'
+} as const
+
+const FAILURE_FIXES = {
+  absent: 'Store it there, correct the reference, or give it a ?default=.',
+  denied: "Let the gateway's identity read it.",
+  unreachable: 'Check the address and the network, then start again.',
+  malformed: 'Correct what the vault holds there, or the key or pointer of the reference.'
+} as const
+
+function unresolved(
+  reference: string,
+  outcome: Outcome | undefined,
+  place: Problem['place']
+): Problem {
+  const state = outcome === undefined || outcome.state === 'ok' ? 'unreachable' : outcome.state
+  const message = outcome === undefined || outcome.state === 'ok' ? 'never asked' : outcome.message
+  return {
+    code: FAILURE_CODES[state],
+    message: `${reference} has no value: ${message}`,
+    fix: FAILURE_FIXES[state],
+    place,
+    reference
+  }
+}
+
+/** References by their texts, each once. */
+export function uniqueReferences(texts: readonly string[]): readonly Reference[] {
+  return [...new Set(texts)].map(parseReference)
+}
