@@ -8,6 +8,7 @@ import { hcvBackend } from '../../../src/vault/backends/hcv.ts'
 import { certificateFor } from '../../certificates.ts'
 import { startUpstream, until } from '../../harness.ts'
 import type { HcvServer } from '../hcv-server.ts'
+import { example } from './example.ts'
 
 const POLICY = 'path "secret/*" { capabilities = ["read"] }'
 
@@ -243,11 +244,12 @@ export async function hcvScenarios(t: Test, start: Start, setUpDatabase: SetUpDa
     await server.call('POST', 'sys/mounts/other', { type: 'kv', options: { version: '2' } })
     const { settings, secretId } = await appRole(server, { token_num_uses: 2 })
     const { open } = opener(t)
-    const wrapped = {
-      ...settings,
-      approle_response_wrapping: true,
-      approle_secret_id: await secretId({ 'x-vault-wrap-ttl': '60s' })
-    }
+    const { file } = await folder(t)
+    const wrapped = example('approle', {
+      port: server.port,
+      approle_role_id: settings.approle_role_id,
+      approle_secret_id_file: await file('secret-id', await secretId({ 'x-vault-wrap-ttl': '60s' }))
+    })
     const vault = await open(wrapped)
     // Two mounts share the login, and each token dies after two uses: many logins, one unwrapping.
     const other = await open({ ...wrapped, mount: 'other' })
@@ -258,7 +260,10 @@ export async function hcvScenarios(t: Test, start: Start, setUpDatabase: SetUpDa
     const foreign = await server.call('GET', 'secret/data/app', undefined, {
       'x-vault-wrap-ttl': '60s'
     })
-    const misled = await open({ ...wrapped, approle_secret_id: foreign.wrap_info.token })
+    const misled = await open({
+      ...wrapped,
+      approle_secret_id_file: await file('foreign', foreign.wrap_info.token)
+    })
     await t.rejects(misled.fetch('app'), { code: 'POSTERN_VAULT_DENIED', message: /not made for/ })
   })
 
@@ -271,14 +276,10 @@ export async function hcvScenarios(t: Test, start: Start, setUpDatabase: SetUpDa
       password: 'correct horse',
       token_policies: ['gateway']
     })
-    const settings = {
+    const settings = example('userpass', {
       port: server.port,
-      kv: 'v2',
-      auth_method: 'userpass',
-      userpass_auth_path: 'people',
-      userpass_username: 'ada',
       userpass_password: 'correct horse'
-    }
+    })
     const { open } = opener(t)
     t.strictSame((await (await open(settings)).fetch('app'))?.value, { a: '1' })
     const wrong = await open({ ...settings, userpass_password: 'battery staple' })
@@ -313,16 +314,12 @@ export async function hcvScenarios(t: Test, start: Start, setUpDatabase: SetUpDa
       const access_token = key.sign({ sub: id, aud: form.getAll('audience') })
       response.end(JSON.stringify(known ? { access_token, token_type: 'bearer' } : {}))
     })
-    const settings = {
+    const settings = example('jwt', {
       port: server.port,
-      kv: 'v2',
-      auth_method: 'jwt',
-      jwt_role: 'gateway',
       oauth2_token_endpoint: `${provider.url}/token`,
-      oauth2_client_id: 'gate',
       oauth2_client_secret: 's:cret',
       oauth2_audiences: 'other, vault'
-    }
+    })
     const { open } = opener(t)
     t.strictSame((await (await open(settings)).fetch('app'))?.value, { a: '1' })
     const { jwt_role: _, ...rest } = settings
@@ -385,14 +382,10 @@ export async function hcvScenarios(t: Test, start: Start, setUpDatabase: SetUpDa
     })
     const { file } = await folder(t)
     const { open } = opener(t)
-    const settings = {
+    const settings = example('kubernetes', {
       port: server.port,
-      kv: 'v2',
-      auth_method: 'kubernetes',
-      kube_role: 'gateway',
-      kube_auth_path: 'cluster',
       kube_api_token_file: await file('token', jwt)
-    }
+    })
     t.strictSame((await (await open(settings)).fetch('app'))?.value, { a: '1' })
     const foreign = key.sign({ sub: 'system:serviceaccount:web:other', 'kubernetes.io': account })
     const other = await open({ ...settings, kube_api_token_file: await file('other', foreign) })

@@ -1,6 +1,7 @@
 import t from 'tap'
 import { certificateFor } from '../../../certificates.ts'
 import { startUpstream, type TestUpstream } from '../../../harness.ts'
+import { example } from '../../hcv/example.ts'
 import { jwtKey, opener } from '../../hcv/scenarios.ts'
 import { type FakeVault, startFakeVault } from '../../hcv-server.ts'
 
@@ -52,18 +53,16 @@ await t.test('cert', async t => {
     }
   )
   const { open } = opener(t)
-  const settings = {
+  const settings = example('cert', {
     port: vault.port,
     protocol: 'https',
     ssl_ca: tls.cert,
-    kv: 'v2',
-    auth_method: 'cert',
     cert_auth_cert: client.cert,
     cert_auth_cert_key: client.key
-  }
+  })
   t.strictSame((await (await open(settings)).fetch('app'))?.value, READ)
-  const named = await open({ ...settings, cert_auth_role_name: 'gateway' })
-  t.strictSame((await named.fetch('app'))?.value, READ)
+  const { cert_auth_role_name: _, ...unnamed } = settings
+  t.strictSame((await (await open(unnamed)).fetch('app'))?.value, READ)
   const other = { cert_auth_cert: stranger.cert, cert_auth_cert_key: stranger.key }
   for (const wrong of [other, { cert_auth_role_name: 'unknown' }]) {
     await t.rejects((await open({ ...settings, ...wrong })).fetch('app'), {
@@ -84,7 +83,7 @@ await t.test('gcp_gce', async t => {
         : undefined
   })
   const { open } = opener(t, { GCE_METADATA_HOST: `127.0.0.1:${metadata.port}` })
-  const settings = { port: vault.port, kv: 'v2', auth_method: 'gcp_gce', gcp_auth_role: 'gateway' }
+  const settings = example('gcp-gce', { port: vault.port })
   t.strictSame((await (await open(settings)).fetch('app'))?.value, READ)
   const elsewhere = await open({ ...settings, gcp_login_path: '/v1/auth/elsewhere/login' })
   await t.rejects(elsewhere.fetch('app'), { code: 'POSTERN_VAULT_MALFORMED' })
@@ -129,14 +128,7 @@ await t.test('gcp_iam', async t => {
     GCP_SERVICE_ACCOUNT: JSON.stringify(identity),
     CLOUDSDK_API_ENDPOINT_OVERRIDES_IAMCREDENTIALS: `${iam.url}/`
   }
-  const settings = {
-    port: vault.port,
-    kv: 'v2',
-    auth_method: 'gcp_iam',
-    gcp_auth_role: 'gateway',
-    gcp_service_account: account,
-    gcp_jwt_exp: 600
-  }
+  const settings = example('gcp-iam', { port: vault.port })
   t.strictSame((await (await opener(t, env).open(settings)).fetch('app'))?.value, READ)
   const other = { ...settings, gcp_service_account: 'other@project.iam.gserviceaccount.com' }
   await t.rejects((await opener(t, env).open(other)).fetch('app'), {
@@ -173,13 +165,7 @@ await t.test('azure', async t => {
         : undefined
   })
   const { open } = opener(t, { AZURE_INSTANCE_METADATA_HOST: metadata.url })
-  const settings = {
-    port: vault.port,
-    kv: 'v2',
-    auth_method: 'azure',
-    azure_auth_role: 'gateway',
-    azure_resource: resource
-  }
+  const settings = example('azure', { port: vault.port })
   t.strictSame((await (await open(settings)).fetch('app'))?.value, READ)
   t.match(vault.seen.find(({ path }) => path === 'auth/azure/login')?.body, {
     role: 'gateway',
@@ -207,13 +193,7 @@ await t.test('aws_ec2', async t => {
       headers['x-aws-ec2-metadata-token'] === 'session' ? 'MIIA\ndocument' : undefined
   })
   const { open } = opener(t, { AWS_EC2_METADATA_SERVICE_ENDPOINT: metadata.url })
-  const settings = {
-    port: vault.port,
-    kv: 'v2',
-    auth_method: 'aws_ec2',
-    aws_auth_role: 'gateway',
-    aws_auth_nonce: 'nonce-1'
-  }
+  const settings = example('aws-ec2', { port: vault.port, aws_auth_nonce: 'nonce-1' })
   t.strictSame((await (await open(settings)).fetch('app'))?.value, READ)
   const other = await open({ ...settings, aws_auth_nonce: 'nonce-2' })
   await t.rejects(other.fetch('app'), { code: 'POSTERN_VAULT_DENIED' })
@@ -226,15 +206,12 @@ await t.test('aws_iam: own keys, the default chain, an assumed role', async t =>
     { keys, server_id: 'vault.internal' },
     { auth_type: 'iam' }
   )
-  const settings = {
-    port: vault.port,
-    kv: 'v2',
-    auth_method: 'aws_iam',
-    aws_auth_role: 'gateway',
-    aws_auth_region: 'eu-central-1',
-    aws_iam_server_id: 'vault.internal'
+  const settings = example('aws-iam', { port: vault.port })
+  const own: Readonly<Record<string, unknown>> = {
+    ...settings,
+    aws_access_key_id: 'AKIDOWN',
+    aws_secret_access_key: 'own-secret'
   }
-  const own = { ...settings, aws_access_key_id: 'AKIDOWN', aws_secret_access_key: 'own-secret' }
   const { open } = opener(t)
   const urlOf = () => {
     const { body } = vault.seen.findLast(({ path }) => path === 'auth/aws/login')!
