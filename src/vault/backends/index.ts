@@ -1,5 +1,6 @@
 import type { BackendType } from '../backend.ts'
 import { awsBackend } from './aws.ts'
+import { conjurBackend } from './conjur.ts'
 import { envBackend } from './env.ts'
 import { fsBackend } from './fs.ts'
 import { hcvBackend } from './hcv.ts'
@@ -8,7 +9,7 @@ import { hcvBackend } from './hcv.ts'
 export function builtInBackends(
   environment: Readonly<Record<string, string | undefined>>
 ): readonly BackendType[] {
-  return [envBackend(environment), fsBackend, hcvBackend, awsBackend]
+  return [envBackend(environment), fsBackend, hcvBackend, awsBackend, conjurBackend]
 }
 
 /** The same, over the environment of this process. */

@@ -1,0 +1,181 @@
+import { readFile } from 'node:fs/promises'
+import { SecretMalformed, VaultDenied, VaultThrottled, VaultUnreachable } from '../../../errors.ts'
+import { networkFailure } from '../network-failure.ts'
+import { Transport, type TransportAnswer } from '../transport.ts'
+import type { ConjurSettings } from './settings.ts'
+
+/** Conjur's tokens live eight minutes; a new one is fetched well before. */
+const TOKEN_LIFE = 8 * 60_000
+const TOKEN_RENEWAL = 5 * 60_000
+
+interface Token {
+  readonly header: string
+  /** `performance.now()`. */
+  readonly obtainedAt: number
+  /** Unix milliseconds. */
+  readonly expiresAt: number
+}
+
+/** A Conjur server as one identity: logs in when needed, once for all who wait. */
+export class ConjurClient {
+  readonly #settings: ConjurSettings
+  readonly #transport: Transport
+  readonly #base: string
+  #token: Token | undefined
+  #login: Promise<Token> | undefined
+
+  constructor(settings: ConjurSettings, env: Readonly<Record<string, string | undefined>>) {
+    this.#settings = settings
+    this.#base = settings.endpoint_url.replace(/\/+$/, '')
+    this.#transport = new Transport(
+      { verify: settings.ssl_verify ?? true, ca: settings.ca_cert },
+      env
+    )
+  }
+
+  /** Unix milliseconds at which the token in use ends; undefined before the first login. */
+  get tokenExpiresAt(): number | undefined {
+    return this.#token?.expiresAt
+  }
+
+  /**
+   * Reads `path`; undefined means nothing is there. `resource` names in errors what was asked for.
+   * Throws VaultDenied, VaultThrottled, VaultUnreachable.
+   */
+  async get(
+    path: string,
+    resource: string,
+    signal: AbortSignal,
+    headers: Readonly<Record<string, string>> = {}
+  ): Promise<TransportAnswer | undefined> {
+    const token = await this.#tokenFor(resource, signal)
+    let answer = await this.#send('GET', path, resource, signal, {
+      ...headers,
+      authorization: token.header
+    })
+    if (answer.status === 401) {
+      // The server may have lost or outlived the token: once more with a new one.
+      if (this.#token === token) this.#token = undefined
+      const { header } = await this.#tokenFor(resource, signal)
+      answer = await this.#send('GET', path, resource, signal, {
+        ...headers,
+        authorization: header
+      })
+    }
+    if (answer.status === 404) return undefined
+    refuse(answer, resource)
+    return answer
+  }
+
+  async #tokenFor(resource: string, signal: AbortSignal): Promise<Token> {
+    if (this.#token !== undefined && performance.now() - this.#token.obtainedAt < TOKEN_RENEWAL) {
+      return this.#token
+    }
+    this.#login ??= this.#authenticate(resource, signal).finally(() => {
+      this.#login = undefined
+    })
+    this.#token = await this.#login
+    return this.#token
+  }
+
+  async #authenticate(resource: string, signal: AbortSignal): Promise<Token> {
+    const {
+      account,
+      auth_method: method,
+      login,
+      api_key: apiKey,
+      service_id: service
+    } = this.#settings
+    const identity = login === undefined ? '' : `/${encodeURIComponent(login)}`
+    const jwt = method === 'jwt'
+    const path = jwt
+      ? `/authn-jwt/${encodeURIComponent(service!)}/${encodeURIComponent(account)}${identity}/authenticate`
+      : `/authn/${encodeURIComponent(account)}${identity}/authenticate`
+    const body = jwt ? `jwt=${encodeURIComponent(await this.#jwt(resource))}` : apiKey!
+    const answer = await this.#send(
+      'POST',
+      path,
+      resource,
+      signal,
+      {
+        'accept-encoding': 'base64',
+        'content-type': jwt ? 'application/x-www-form-urlencoded' : 'text/plain'
+      },
+      body
+    )
+    if (answer.status === 401 || answer.status === 404) {
+      throw new VaultDenied(resource, `the login was refused (${answer.status})`)
+    }
+    refuse(answer, resource)
+    const token = answer.body.trim()
+    if (!/^[A-Za-z0-9+/_-]+={0,2}$/.test(token)) {
+      throw new VaultUnreachable(resource, 'the answer to the login is no token')
+    }
+    return {
+      header: `Token token="${token}"`,
+      obtainedAt: performance.now(),
+      expiresAt: Date.now() + TOKEN_LIFE
+    }
+  }
+
+  async #jwt(resource: string): Promise<string> {
+    const { jwt, jwt_file: path } = this.#settings
+    if (jwt !== undefined) return jwt
+    try {
+      return (await readFile(path!, 'utf8')).trim()
+    } catch (error) {
+      const { code } = error as NodeJS.ErrnoException
+      throw new VaultUnreachable(resource, `the token file ${path} cannot be read (${code})`)
+    }
+  }
+
+  async #send(
+    method: string,
+    path: string,
+    resource: string,
+    signal: AbortSignal,
+    headers: Readonly<Record<string, string>>,
+    body?: string
+  ): Promise<TransportAnswer> {
+    try {
+      signal.throwIfAborted()
+      return await this.#transport.send({
+        method,
+        url: new URL(this.#base + path),
+        headers,
+        body,
+        signal
+      })
+    } catch (error) {
+      throw new VaultUnreachable(resource, networkFailure(error))
+    }
+  }
+
+  close(): void {
+    this.#transport.close()
+  }
+}
+
+/** What an answer that is no success means. Bodies are never passed on. */
+function refuse({ status, headers }: TransportAnswer, resource: string): void {
+  if (status >= 200 && status < 300) return
+  if (status === 401 || status === 403) throw new VaultDenied(resource, `it answered ${status}`)
+  if (status === 429) {
+    const seconds = Number(headers['retry-after'])
+    throw new VaultThrottled(
+      resource,
+      'it answered 429',
+      Number.isFinite(seconds) && seconds >= 0 ? seconds : undefined
+    )
+  }
+  throw new VaultUnreachable(resource, `it answered ${status}`)
+}
+
+/** The JSON of an answer. Throws SecretMalformed without a word of it. */
+export function jsonOf({ body }: TransportAnswer, resource: string): unknown {
+  try {
+    return JSON.parse(body)
+  } catch {
+    throw new SecretMalformed(resource, 'the answer is not JSON')
+  }
+}
