@@ -6,7 +6,7 @@ import { resolveTemplate, type Secrets } from './generation.ts'
 export interface CertificateExpiry {
   /** Id of the entity, or `default` for that of the settings. */
   readonly certificate: string
-  /** The SNIs it serves, or the subject of an authority. */
+  /** The SNIs it serves. */
   readonly names: string
   /** Unix milliseconds. */
   readonly notAfter: number
@@ -19,11 +19,10 @@ export function certificateExpiries(
   standard: string | undefined
 ): readonly CertificateExpiry[] {
   const found: CertificateExpiry[] = []
-  const add = (certificate: string, names: string | undefined, template: string): void => {
+  const add = (certificate: string, names: string, template: string): void => {
     try {
-      const { subject, validTo } = new X509Certificate(resolveTemplate(template, secrets).value)
-      const shown = names ?? subject.replaceAll('\n', ', ')
-      found.push({ certificate, names: shown, notAfter: Date.parse(validTo) })
+      const { validTo } = new X509Certificate(resolveTemplate(template, secrets).value)
+      found.push({ certificate, names, notAfter: Date.parse(validTo) })
     } catch {
       // It has no value now, which the state of its reference tells.
     }
@@ -35,6 +34,6 @@ export function certificateExpiries(
     add(id, served, cert)
     if (cert_alt !== undefined) add(`${id} alt`, served, cert_alt)
   }
-  for (const { id, cert } of config.ca_certificates) add(id, undefined, cert)
+  for (const { id, cert } of config.ca_certificates) add(id, '', cert)
   return found
 }

@@ -63,6 +63,10 @@ export const VaultMisconfigured = createError<[string, string]>(
   'POSTERN_VAULT_SETTINGS',
   'The settings of a vault cannot be used: %s. %s'
 )
+export const PluginSetupFailed = createError<[string, string]>(
+  'POSTERN_PLUGIN_SETUP',
+  'The plugin %s does not take its configuration: %s'
+)
 export const LogEndpointInvalid = createError<[string]>(
   'POSTERN_LOG_ENDPOINT',
   'The log endpoint cannot be used: %s'

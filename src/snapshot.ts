@@ -1,4 +1,5 @@
 import type { Entities, ReferenceUse } from './config.ts'
+import { PluginSetupFailed } from './errors.ts'
 import { type Generation, missingReason, resolvable, resolveTemplate } from './generation.ts'
 import { Chains } from './plugins/chain.ts'
 import { createDirectory } from './plugins/directory.ts'
@@ -13,7 +14,8 @@ import {
   CaCertificateSchema,
   type Certificate,
   CertificateSchema,
-  KeyAuthCredentialSchema
+  KeyAuthCredentialSchema,
+  type PluginEntity
 } from './schema/entities.ts'
 import { resolveFields } from './schema/referenceable.ts'
 
@@ -205,17 +207,30 @@ async function buildInstances(
     const missing = missingReason(uses.get(entity.id), generation.secrets)
     const instance =
       missing === undefined
-        ? await Instance.create(
-            plugin,
-            entity,
-            resolveFields(plugin.schema, entity.config, template =>
-              resolveTemplate(template, generation.secrets)
-            ),
-            environment.instances
-          )
+        ? await setUp(plugin, entity, generation, environment.instances)
         : Instance.unavailable(plugin, entity, missing, environment.instances)
     created.push(instance)
     instances.push(instance)
   }
   return instances
+}
+
+/** Rejects with POSTERN_PLUGIN_SETUP, which tells where the instance stands. */
+async function setUp(
+  plugin: Plugin,
+  entity: PluginEntity,
+  { config, secrets }: Generation,
+  environment: InstanceEnvironment
+): Promise<Instance> {
+  const resolved = resolveFields(plugin.schema, entity.config, template =>
+    resolveTemplate(template, secrets)
+  )
+  try {
+    return await Instance.create(plugin, entity, resolved, environment)
+  } catch (error) {
+    const place = config.uses.find(use => use.id === entity.id)?.place
+    const at = place === undefined ? '' : ` at ${place.file}:${place.line}:${place.column}`
+    const name = `${plugin.name} ${entity.instance_name ?? entity.id}${at}`
+    throw Object.assign(new PluginSetupFailed(name, (error as Error).message), { cause: error })
+  }
 }

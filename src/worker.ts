@@ -119,7 +119,12 @@ const environment: SnapshotEnvironment = {
   }
 }
 
-let current: Snapshot = await buildSnapshot(data.generation, environment)
+let current: Snapshot
+const built = buildSnapshot(data.generation, environment).then(snapshot => {
+  current = snapshot
+})
+// What refuses it is told by `listen`.
+built.catch(() => {})
 let prepared: Snapshot | undefined
 let listening: readonly Listening[] = []
 
@@ -137,6 +142,7 @@ const handler = new Handler(
 const webSockets = new WebSockets(handler, log, settings.upstreamTlsVerify)
 
 async function listen(): Promise<readonly number[]> {
+  await built
   const opened: Listening[] = []
   for (const [index, listener] of settings.proxyListen.entries()) {
     opened.push(
@@ -168,6 +174,7 @@ async function listen(): Promise<readonly number[]> {
 }
 
 async function prepare(update: Update): Promise<void> {
+  await built
   await abort()
   maskSecrets('generation' in update ? update.generation.secrets : update.secrets)
   if ('generation' in update) {

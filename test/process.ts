@@ -49,9 +49,11 @@ export interface GatewayProcess {
 /** Runs `postern start` on `file` and free ports; resolves when it serves. */
 export async function startProcess(
   file: string,
-  env: Readonly<Record<string, string>> = {}
+  env: Readonly<Record<string, string>> = {},
+  cwd = process.cwd()
 ): Promise<GatewayProcess> {
   const child = spawn(process.execPath, [CLI, 'start', file], {
+    cwd,
     env: cleanEnvironment({
       POSTERN_PROXY_LISTEN: '127.0.0.1:0',
       POSTERN_STATUS_LISTEN: '127.0.0.1:0',
@@ -72,7 +74,8 @@ export async function startProcess(
   }
   const serving = await until(
     () => {
-      if (child.exitCode !== null) throw new Error(`it ended: ${JSON.stringify(written())}`)
+      if (child.exitCode !== null)
+        throw new Error(`it ended: ${JSON.stringify(written()).slice(-3000)}`)
       return lines().find(line => line.msg === 'serving')
     },
     'the gateway to serve',
