@@ -10,7 +10,7 @@ export interface Identity {
   readonly start: number
 }
 
-/** The window is over: {@link CounterTable.take} found the same identity counted in a later one. */
+/** The window is over: {@link CounterTable.take} came upon a later one. */
 export const OVER = -1
 
 /** Words of a slot: the tag, then the count. */
@@ -95,8 +95,9 @@ export class CounterTable {
 
   /**
    * Counts one more in this window when fewer than `limit` are counted there. Gives how many were
-   * counted before; it was taken when that is less than the limit. Gives {@link OVER} when the
-   * identity is counted in a later window already, unless `clockSetBack`.
+   * counted before; it was taken when that is less than the limit. Gives {@link OVER} when another
+   * thread counts in a later window already, which may have cost this one its count; what is later
+   * is passed over with `clockSetBack`.
    */
   take(
     period: number,
@@ -120,11 +121,11 @@ export class CounterTable {
     }
   }
 
-  /** Takes back one that {@link take} counted. */
-  release(period: number, identity: Identity, window: number): void {
+  /** Takes back one that {@link take} counted, unless the window is over. */
+  release(period: number, identity: Identity, window: number, clockSetBack = false): void {
     const words = this.#words
-    const slot = this.#slotOf(period, identity, window, true)
-    if (slot === undefined) return
+    const slot = this.#slotOf(period, identity, window, clockSetBack)
+    if (slot === OVER || slot === undefined) return
     for (;;) {
       const word = Atomics.load(words, slot + 1)
       if (!isCount(word, window) || countOf(word) === 0) return
@@ -162,14 +163,15 @@ export class CounterTable {
         word = Atomics.load(words, slot + 1)
       }
       word = this.#settled(slot, word)
-      if ((word & LOW) === UNUSABLE) continue
-      const held = windowOf(word)
-      const there = Atomics.load(words, slot)
-      if (held > window) {
-        if (!clockSetBack && there === tagIn(tag, held)) return OVER
-      } else if (there === mine) {
-        return slot
-      } else if (smallest === undefined || word < smallestWord) {
+      if (windowOf(word) > window && !clockSetBack) return OVER
+      if (windowOf(word) > window || (word & LOW) === UNUSABLE) continue
+      if (Atomics.load(words, slot) === mine) return slot
+      if (windowOf(Atomics.load(words, slot + 1)) !== window) {
+        // Filled anew in between, so that was not the tag of this window: look again.
+        probe--
+        continue
+      }
+      if (smallest === undefined || word < smallestWord) {
         smallest = slot
         smallestWord = word
       }

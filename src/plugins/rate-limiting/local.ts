@@ -43,7 +43,7 @@ export class LocalPolicy implements Policy {
       const { period, limit } = limits[i]!
       const before = table.take(period.index, identity, period.windowAt(now), limit, clockSetBack)
       if (before === OVER || before >= limit) {
-        this.#release(identity, now, i)
+        this.#release(identity, now, i, clockSetBack)
         if (before === OVER) return undefined
         counted.push(before)
         return this.#refusal(identity, now, counted)
@@ -54,10 +54,10 @@ export class LocalPolicy implements Policy {
   }
 
   /** Gives back what was taken of the first `count` periods. */
-  #release(identity: Identity, now: number, count: number): void {
+  #release(identity: Identity, now: number, count: number, clockSetBack: boolean): void {
     for (let i = 0; i < count; i++) {
       const { period } = this.#limits[i]!
-      this.#table.release(period.index, identity, period.windowAt(now))
+      this.#table.release(period.index, identity, period.windowAt(now), clockSetBack)
     }
   }
 
