@@ -3,13 +3,14 @@ import { awsBackend } from './aws.ts'
 import { conjurBackend } from './conjur.ts'
 import { envBackend } from './env.ts'
 import { fsBackend } from './fs.ts'
+import { gcpBackend } from './gcp.ts'
 import { hcvBackend } from './hcv.ts'
 
 /** Every type of vault this release includes; `environment` is what the env vault reads. */
 export function builtInBackends(
   environment: Readonly<Record<string, string | undefined>>
 ): readonly BackendType[] {
-  return [envBackend(environment), fsBackend, hcvBackend, awsBackend, conjurBackend]
+  return [envBackend(environment), fsBackend, hcvBackend, awsBackend, gcpBackend, conjurBackend]
 }
 
 /** The same, over the environment of this process. */

@@ -4,6 +4,8 @@ import https from 'node:https'
 
 /** Bytes of an answer at most; a key-value entry holds at most 1 MiB. */
 const MAX_ANSWER = 4 * 1024 * 1024
+/** Milliseconds an exchange may take that no read waits for: one for credentials. */
+const DEFAULT_TIMEOUT = 10_000
 const PROXY_VARIABLES = ['http_proxy', 'https_proxy', 'no_proxy']
 
 /** How a server is trusted and how the gateway proves itself to it; texts are PEM or paths of PEM files. */
@@ -25,8 +27,8 @@ export interface TransportRequest {
    * closed. Default: whether the method is GET.
    */
   readonly repeatable?: boolean
-  /** Bounds the whole exchange, the answer's body included. */
-  readonly signal: AbortSignal
+  /** Bounds the whole exchange, the answer's body included. Default: ten seconds. */
+  readonly signal?: AbortSignal
 }
 
 export interface TransportAnswer {
@@ -56,6 +58,7 @@ export class Transport {
   readonly #tls: TlsSettings
   readonly #proxyEnv: Record<string, string> | undefined
   #agents: Agents | undefined
+  #closed = false
   /** The PEM texts the agents were made with. */
   #material: string | undefined
 
@@ -99,6 +102,7 @@ export class Transport {
 
   /** One exchange. Rejects with the network's error, or when the answer is too large or incomplete. */
   async send(request: TransportRequest): Promise<TransportAnswer> {
+    if (this.#closed) throw new TransportError('the vault was closed')
     if (this.#agents === undefined) await this.renewTls()
     const agents = this.#agents!
     try {
@@ -112,7 +116,9 @@ export class Transport {
     }
   }
 
+  /** Ends what is under way; whatever is sent afterwards is refused. */
   close(): void {
+    this.#closed = true
     if (this.#agents !== undefined) destroy(this.#agents)
   }
 }
@@ -142,7 +148,7 @@ async function pemOf(text: string | undefined): Promise<string | undefined> {
 }
 
 async function exchange(request: TransportRequest, agents: Agents): Promise<TransportAnswer> {
-  const { method, url, headers, body, signal } = request
+  const { method, url, headers, body, signal = AbortSignal.timeout(DEFAULT_TIMEOUT) } = request
   const secure = url.protocol === 'https:'
   const sent = (secure ? https : http).request(url, {
     method,

@@ -1,9 +1,6 @@
 import type { HttpHandlerOptions, HttpRequest, HttpResponse } from '@smithy/types'
 import { Transport } from '../transport.ts'
 
-/** Milliseconds a request may take that no read waits for with its own signal: one for credentials. */
-const REQUEST_TIMEOUT = 10_000
-
 /** What a handler of the SDK takes for its configuration: this one has none. */
 type NoConfig = Readonly<Record<string, never>>
 
@@ -11,7 +8,6 @@ type NoConfig = Readonly<Record<string, never>>
 export class Handler {
   readonly metadata = { handlerProtocol: 'http/1.1' }
   readonly #transport: Transport
-  readonly #closing = new AbortController()
 
   constructor(env: Readonly<Record<string, string | undefined>>) {
     this.#transport = new Transport({}, env)
@@ -28,10 +24,7 @@ export class Handler {
       body: request.body as string | Uint8Array | undefined,
       // Every request of these clients reads, or takes out credentials that end by themselves.
       repeatable: true,
-      signal: AbortSignal.any([
-        this.#closing.signal,
-        (abortSignal as AbortSignal | undefined) ?? AbortSignal.timeout(REQUEST_TIMEOUT)
-      ])
+      ...(abortSignal === undefined ? {} : { signal: abortSignal as AbortSignal })
     })
     return {
       response: {
@@ -56,7 +49,6 @@ export class Handler {
   destroy(): void {}
 
   close(): void {
-    this.#closing.abort()
     this.#transport.close()
   }
 }
