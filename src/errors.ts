@@ -112,6 +112,10 @@ export const WebhookKeysUnavailable = createError<[string, string]>(
   'The keys of %s cannot be read: %s',
   503
 )
+export const StoreTimeout = createError<[number]>(
+  'POSTERN_STORE_TIMEOUT',
+  'The session store did not answer within %s ms'
+)
 export const SessionTooLarge = createError<[number]>(
   'POSTERN_SESSION_TOO_LARGE',
   'A session of %s characters does not fit into its cookies'

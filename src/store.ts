@@ -1,4 +1,5 @@
 import { LRUCache } from 'lru-cache'
+import { StoreTimeout } from './errors.ts'
 import type { Logger, Store } from './plugins/plugin.ts'
 
 /** Most entries the memory store holds; the least recently used give way. */
@@ -38,17 +39,23 @@ export function memoryStore(): OwnedStore {
   }
 }
 
+/** Milliseconds a call of Redis may take. */
+const TIMEOUT = 2000
+/** Calls that may wait for Redis at once. */
+const MAX_WAITING = 10_000
+
 /**
- * A store in Redis, shared by every node that uses the same. Calls fail fast while it is away.
- * `url` may hold credentials, so it is never logged.
+ * A store in Redis, shared by every node that uses the same. Calls reject fast while it is away, and
+ * with POSTERN_STORE_TIMEOUT when it does not answer. `url` may hold credentials, so it is never logged.
  */
 export async function redisStore(url: string, log: Logger): Promise<OwnedStore> {
   const { createClient } = await import('@redis/client')
   const client = createClient({
     url,
     disableOfflineQueue: true,
+    commandsQueueMaxLength: MAX_WAITING,
     socket: {
-      connectTimeout: 2000,
+      connectTimeout: TIMEOUT,
       reconnectStrategy: retries => Math.min(100 * 2 ** retries, 5000)
     }
   })
@@ -58,21 +65,28 @@ export async function redisStore(url: string, log: Logger): Promise<OwnedStore> 
   client.connect().catch(() => {})
   return {
     async get(key) {
-      return (await client.get(KEY_PREFIX + key)) ?? undefined
+      return (await inTime(client.get(KEY_PREFIX + key))) ?? undefined
     },
     async set(key, value, ttl) {
-      await client.set(KEY_PREFIX + key, value, {
-        expiration: { type: 'PX', value: milliseconds(ttl) }
-      })
+      const expiration = { type: 'PX', value: milliseconds(ttl) } as const
+      await inTime(client.set(KEY_PREFIX + key, value, { expiration }))
     },
     async expire(key, ttl) {
-      await client.pExpire(KEY_PREFIX + key, milliseconds(ttl))
+      await inTime(client.pExpire(KEY_PREFIX + key, milliseconds(ttl)))
     },
     async delete(key) {
-      await client.del(KEY_PREFIX + key)
+      await inTime(client.del(KEY_PREFIX + key))
     },
     async close() {
       client.destroy()
     }
   }
+}
+
+/** What the call gives; the client itself waits without end for a server that keeps silent. */
+function inTime<T>(call: Promise<T>): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => reject(new StoreTimeout(TIMEOUT)), TIMEOUT)
+    call.then(resolve, reject).finally(() => clearTimeout(timer))
+  })
 }
