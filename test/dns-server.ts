@@ -1,4 +1,4 @@
-import { createSocket } from 'node:dgram'
+import { createSocket, type Socket } from 'node:dgram'
 import { once } from 'node:events'
 import net, { type AddressInfo } from 'node:net'
 import packet, { type Answer, type Question, type SoaData } from 'dns-packet'
@@ -41,10 +41,7 @@ export function records(
 export async function startNameServer(
   ...zone: readonly (readonly [string, readonly Answer[]])[]
 ): Promise<TestNameServer> {
-  const udp = createSocket('udp4')
-  udp.bind(0, '127.0.0.1')
-  await once(udp, 'listening')
-  const { port } = udp.address()
+  const { udp, tcp, port } = await bind()
   const server: TestNameServer = {
     port,
     zone: new Map(zone),
@@ -60,7 +57,7 @@ export async function startNameServer(
     const answer = respond(server, bytes, false)
     if (answer !== undefined) udp.send(answer, port, address)
   })
-  const tcp = net.createServer(socket => {
+  tcp.on('connection', socket => {
     socket.on('error', () => {})
     socket.on('data', bytes => {
       const answer = respond(server, bytes.subarray(2), true)
@@ -72,10 +69,25 @@ export async function startNameServer(
       socket.write(answer)
     })
   })
-  tcp.listen(port, '127.0.0.1')
-  await once(tcp, 'listening')
-  if ((tcp.address() as AddressInfo).port !== port) throw new Error('ports differ')
   return server
+}
+
+/** A port that is free for both, which takes a few attempts at times. */
+async function bind(): Promise<{ udp: Socket; tcp: net.Server; port: number }> {
+  for (;;) {
+    const tcp = net.createServer()
+    tcp.listen(0, '127.0.0.1')
+    await once(tcp, 'listening')
+    const { port } = tcp.address() as AddressInfo
+    const udp = createSocket('udp4')
+    try {
+      udp.bind(port, '127.0.0.1')
+      await once(udp, 'listening')
+      return { udp, tcp, port }
+    } catch {
+      tcp.close()
+    }
+  }
 }
 
 /** Records of a question, with the aliases on the way to them. */

@@ -129,7 +129,7 @@ export class HealthSlot {
     if (Atomics.compareExchange(cells, this.#base + UNHEALTHY, from, 1 - from) !== from)
       return false
     for (const cell of [SUCCESSES, TCP_FAILURES, TIMEOUTS, HTTP_FAILURES]) {
-      if ((cell === SUCCESSES) === unhealthy) Atomics.store(cells, this.#base + cell, 0)
+      if (cell === SUCCESSES || !unhealthy) Atomics.store(cells, this.#base + cell, 0)
     }
     Atomics.add(cells, EPOCH, 1)
     return true
