@@ -86,6 +86,11 @@ export const BodyAborted = createError(
   'The client ended the connection within its request',
   400
 )
+export const BodyTimeout = createError(
+  'POSTERN_BODY_TIMEOUT',
+  'The client sent no more of the request body in time',
+  408
+)
 export const WriteTimeout = createError(
   'POSTERN_WRITE_TIMEOUT',
   'The upstream took no more of the request body in time',

@@ -1,29 +1,56 @@
+import { unlink } from 'node:fs/promises'
 import http, { type IncomingMessage, type ServerResponse } from 'node:http'
 import http2 from 'node:http2'
 import https from 'node:https'
-import type { AddressInfo, Socket } from 'node:net'
-import type { SecureContext } from 'node:tls'
+import net, { type AddressInfo, type Socket } from 'node:net'
+import type { SecureContext, TLSSocket, TlsOptions } from 'node:tls'
 import { type FastifyInstance, fastify } from 'fastify'
+import { guardSession } from './listener/http2-guard.ts'
+import { isHttp2Preface, readPreamble, takeProxyHeader } from './listener/proxy-protocol.ts'
+import { type ParserError, Refusals } from './listener/refusal.ts'
+import { turnsOf } from './listener/turns.ts'
 import type { ExchangeOptions, RawRequest, RawResponse } from './proxy/exchange.ts'
 import type { Handler } from './proxy/handler.ts'
-import type { CertificateStore } from './proxy/tls.ts'
+import type { CertificateStore, ContextPolicy } from './proxy/tls.ts'
 import { isWebSocketUpgrade, type WebSockets } from './proxy/websocket.ts'
+
+/** Bounds of what clients may take. */
+export interface ClientLimits {
+  /** Milliseconds for the whole head of a request to arrive, and for a TLS handshake. */
+  readonly headerTimeout: number
+  /** Milliseconds an idle client connection is kept. */
+  readonly keepAliveTimeout: number
+  /** Requests of one connection. */
+  readonly keepAliveRequests: number
+  /** Bytes of a request head. */
+  readonly maxHeaderSize: number
+  /** Fields of a request head. */
+  readonly maxHeaders: number
+  /** Connections of this listener in this thread. */
+  readonly maxConnections: number
+}
+
+/** How TLS is spoken with clients. */
+export interface ClientTls extends ContextPolicy {
+  /** 48 bytes that all threads share, so that each resumes the sessions of the others. */
+  readonly ticketKeys: Uint8Array
+}
 
 /** What a listener of the data plane needs. */
 export interface ServerOptions {
   readonly host: string
   readonly port: number
+  /** The path of a Unix socket, instead of host and port. */
+  readonly path: string | undefined
   readonly ssl: boolean
   readonly http2: boolean
+  /** Every connection begins with a PROXY protocol header. */
+  readonly proxyProtocol: boolean
   readonly backlog: number | undefined
   /** Share the port with the other threads' listeners. */
   readonly reusePort: boolean
-  /** Milliseconds for the whole head of a request to arrive. */
-  readonly headerTimeout: number
-  /** Milliseconds an idle client connection is kept. */
-  readonly keepAliveTimeout: number
-  /** Bytes of a request head. */
-  readonly maxHeaderSize: number
+  readonly limits: ClientLimits
+  readonly tls: ClientTls
   readonly handler: Handler
   readonly webSockets: WebSockets
   readonly exchange: Omit<ExchangeOptions, 'listener'>
@@ -33,6 +60,7 @@ export interface ServerOptions {
 
 /** A listener that is open. */
 export interface Listening {
+  /** 0 for a Unix socket. */
   readonly port: number
   /** Stops accepting; resolves when no connection is left. */
   close(): Promise<void>
@@ -42,102 +70,245 @@ export interface Listening {
   renewCertificate(): void
 }
 
-type AnyServer = http.Server | https.Server | http2.Http2SecureServer
-
 /**
  * Opens one listener: Fastify with a single catch-all route whose reply is taken over at once, since
- * routes here are data that change while it listens. Rejects with the system's error when the
- * address cannot be bound.
+ * routes here are data that change while it listens. One server accepts and speaks HTTP/1.1; what
+ * begins as HTTP/2 (by ALPN, or by its preface without TLS) goes to a second one that never listens.
+ * Rejects with the system's error when the address cannot be bound.
  */
 export async function openServer(options: ServerOptions): Promise<Listening> {
-  const exchangeOptions: { listener: { port: number; ssl: boolean } } & typeof options.exchange = {
-    ...options.exchange,
-    listener: { port: options.port, ssl: options.ssl }
+  const listener = {
+    port: options.port,
+    ssl: options.ssl,
+    clientCertificates: options.tls.ca !== undefined
   }
+  const exchangeOptions: ExchangeOptions = { ...options.exchange, listener }
+  const { handler, limits } = options
   let draining = false
-  const sessions = new Set<http2.ServerHttp2Session>()
   const server = createServer(options)
+  const second = options.http2 ? createHttp2Server(options) : undefined
+  const sessions = new Set<http2.ServerHttp2Session>()
+  const refusals = new Refusals(id => handler.answerFields(id))
   const app: FastifyInstance = fastify({
     logger: false,
     exposeHeadRoutes: false,
     // The router is ours: Fastify's sees one path and never judges the client's.
     rewriteUrl: () => '/',
-    serverFactory: listener => {
-      server.on('request', listener as never)
+    serverFactory(serve) {
+      for (const each of [server, second]) {
+        each?.on('request', serve as never)
+        each?.on('checkContinue', serve as never)
+        each?.on('checkExpectation', serve as never)
+      }
       return server as never
-    }
+    },
+    clientErrorHandler: (error, socket) =>
+      refusals.parserError(error as Error as ParserError, socket)
   })
   app.removeAllContentTypeParsers()
   app.addContentTypeParser('*', (_request, _payload, done) => done(null))
-  const takeOver = (raw: RawRequest, response: RawResponse, target: string): void => {
-    if (draining && raw.httpVersion !== '2.0') (response as ServerResponse).shouldKeepAlive = false
-    options.handler.serve(raw, response, target, exchangeOptions)
+  const takeOver = (raw: RawRequest, rawResponse: RawResponse, target: string): void => {
+    if ('stream' in raw) {
+      handler.serve(raw, rawResponse, target, exchangeOptions)
+      return
+    }
+    const response = rawResponse as ServerResponse
+    if (draining) response.shouldKeepAlive = false
+    const turns = turnsOf(raw.socket)
+    if (turns.take(response)) handler.serve(raw, response, target, exchangeOptions)
+    else turns.wait(response, () => handler.serve(raw, response, target, exchangeOptions))
   }
   app.addHook('onRequest', (request, reply) => {
     reply.hijack()
     takeOver(request.raw as RawRequest, reply.raw as RawResponse, request.originalUrl)
   })
   app.all('/', (_request, reply) => reply)
+
   server.on('upgrade', (raw: IncomingMessage, socket: Socket, head: Buffer) => {
-    options.webSockets.serve(raw, socket, head, exchangeOptions).catch(() => socket.destroy())
+    const serve = (): void => {
+      options.webSockets.serve(raw, socket, head, exchangeOptions).catch(() => socket.destroy())
+    }
+    const turns = turnsOf(socket)
+    if (turns.current === undefined) serve()
+    else turns.wait(undefined, serve)
   })
-  server.on('session', (session: http2.ServerHttp2Session) => {
+  server.on('connect', (_raw: IncomingMessage, socket: Socket) => refusals.connect(socket))
+  second?.on('session', (session: http2.ServerHttp2Session) => {
+    if (draining) session.close()
     sessions.add(session)
     session.once('close', () => sessions.delete(session))
+    guardSession(session, {
+      idleTimeout: limits.keepAliveTimeout,
+      maxRequests: limits.keepAliveRequests
+    })
   })
+  second?.on('sessionError', () => {})
+
+  intercept(server, 'connection', (socket, next) => {
+    if (!admit(socket)) {
+      if (options.ssl || options.proxyProtocol) socket.destroy()
+      else refusals.overload(socket)
+    } else if (options.proxyProtocol) takeProxyHeader(socket, limits.headerTimeout, next)
+    else next()
+  })
+  if (second !== undefined) routeHttp2(server, second, options)
+
+  let open = 0
+  function admit(socket: Socket): boolean {
+    if (open >= limits.maxConnections) return false
+    open++
+    socket.once('close', () => open--)
+    return true
+  }
+
   await app.ready()
-  await new Promise<void>((resolve, reject) => {
-    server.once('error', reject)
-    server.listen(
-      {
-        host: options.host,
-        port: options.port,
-        reusePort: options.reusePort,
-        ...(options.backlog === undefined ? {} : { backlog: options.backlog })
-      },
-      resolve
-    )
-  })
-  const { port } = server.address() as AddressInfo
-  exchangeOptions.listener.port = port
+  await listen(server, options)
+  const { port } = options.path === undefined ? (server.address() as AddressInfo) : { port: 0 }
+  listener.port = port
   return {
     port,
     renewCertificate() {
-      if (!('setSecureContext' in server)) return
-      const { cert, key } = options.certificates().unnamed
-      server.setSecureContext({ cert: [...cert], key: [...key], minVersion: 'TLSv1.2' })
+      if ('setSecureContext' in server) server.setSecureContext(secureContext(options))
     },
     closeIdle() {
-      if ('closeIdleConnections' in server) server.closeIdleConnections()
+      server.closeIdleConnections()
     },
     async close() {
       draining = true
       const closed = new Promise<void>(resolve => server.close(() => resolve()))
       for (const session of sessions) session.close()
-      if ('closeIdleConnections' in server) server.closeIdleConnections()
+      server.closeIdleConnections()
       await closed
     }
   }
 }
 
-function createServer(options: ServerOptions): AnyServer {
-  const parsing = {
-    keepAliveTimeout: options.keepAliveTimeout,
-    headersTimeout: options.headerTimeout,
+type Server = http.Server | https.Server
+
+/** Puts `first` before what a server does with an event; `next` goes on with that. */
+function intercept(
+  server: Server,
+  event: 'connection' | 'secureConnection',
+  first: (socket: Socket, next: () => void) => void
+): void {
+  const listeners = server.listeners(event)
+  server.removeAllListeners(event)
+  server.on(event, (socket: Socket) =>
+    first(socket, () => {
+      for (const listener of listeners) listener.call(server, socket)
+    })
+  )
+}
+
+/** Hands connections that speak HTTP/2 to the server for it. */
+function routeHttp2(server: Server, second: http2.Http2Server, options: ServerOptions): void {
+  if (options.ssl) {
+    intercept(server, 'secureConnection', (socket, next) => {
+      if ((socket as TLSSocket).alpnProtocol === 'h2') second.emit('connection', socket)
+      else next()
+    })
+    return
+  }
+  intercept(server, 'connection', (socket, next) => {
+    const toHttp2 = (): void => {
+      second.emit('connection', socket)
+    }
+    readPreamble(socket, options.limits.headerTimeout, bytes => {
+      const decided = isHttp2Preface(bytes)
+      return decided === undefined ? undefined : { skip: 0, next: decided ? toHttp2 : next }
+    })
+  })
+}
+
+/** Listens; a Unix socket that nobody serves any more is replaced. */
+async function listen(server: Server, options: ServerOptions): Promise<void> {
+  const { path, host, port, reusePort, backlog } = options
+  if (path !== undefined && (await isAbandoned(path))) await unlink(path)
+  await new Promise<void>((resolve, reject) => {
+    server.once('error', reject)
+    server.listen(
+      {
+        ...(path === undefined ? { host, port, reusePort } : { path }),
+        ...(backlog === undefined ? {} : { backlog })
+      },
+      () => {
+        server.off('error', reject)
+        resolve()
+      }
+    )
+  })
+}
+
+function isAbandoned(path: string): Promise<boolean> {
+  return new Promise(resolve => {
+    const socket = net.connect(path)
+    socket.once('connect', () => {
+      socket.destroy()
+      resolve(false)
+    })
+    socket.once('error', (error: NodeJS.ErrnoException) => resolve(error.code === 'ECONNREFUSED'))
+  })
+}
+
+function createServer(options: ServerOptions): Server {
+  const { limits } = options
+  const parsing: http.ServerOptions = {
+    keepAliveTimeout: limits.keepAliveTimeout,
+    headersTimeout: limits.headerTimeout,
+    // A body may take as long as it keeps coming: proxy/request-body.ts times the pauses.
     requestTimeout: 0,
-    maxHeaderSize: options.maxHeaderSize,
+    connectionsCheckingInterval: Math.max(50, Math.min(1000, Math.floor(limits.headerTimeout / 4))),
+    maxHeaderSize: limits.maxHeaderSize,
     // Framing is judged by proxy/framing.ts, which answers in the client's own content type.
     requireHostHeader: false,
     insecureHTTPParser: false,
     shouldUpgradeCallback: isWebSocketUpgrade,
     noDelay: true
   }
-  if (!options.ssl) return refuseMalformed(http.createServer(parsing), options)
-  const { cert, key } = options.certificates().unnamed
-  const tls = {
-    minVersion: 'TLSv1.2' as const,
+  const server = options.ssl
+    ? https.createServer({ ...parsing, ...tlsOptions(options) })
+    : http.createServer(parsing)
+  // Node would drop what exceeds its own bound silently; the handler counts, and refuses.
+  server.maxHeadersCount = 0
+  server.maxRequestsPerSocket = limits.keepAliveRequests
+  return server
+}
+
+function createHttp2Server({ limits }: ServerOptions): http2.Http2Server {
+  return http2.createServer({
+    // The pseudo-header fields count too.
+    maxHeaderListPairs: limits.maxHeaders + 4,
+    maxSessionInvalidFrames: 100,
+    maxSessionRejectedStreams: 100,
+    maxSettings: 16,
+    // Mebibytes of header tables, frames and queues.
+    maxSessionMemory: 4,
+    settings: {
+      enablePush: false,
+      maxConcurrentStreams: 128,
+      maxHeaderListSize: limits.maxHeaderSize
+    }
+  })
+}
+
+function secureContext({ tls, certificates }: ServerOptions): TlsOptions {
+  const { cert, key } = certificates().unnamed
+  return {
     cert: [...cert],
     key: [...key],
+    ...tls,
+    ticketKeys: Buffer.from(tls.ticketKeys)
+  }
+}
+
+function tlsOptions(options: ServerOptions): TlsOptions {
+  return {
+    ...secureContext(options),
+    handshakeTimeout: options.limits.headerTimeout,
+    ALPNProtocols: options.http2 ? ['h2', 'http/1.1'] : ['http/1.1'],
+    // Who may come without is decided per request, which can be told so; a handshake cannot.
+    requestCert: options.tls.ca !== undefined,
+    rejectUnauthorized: false,
     SNICallback(
       servername: string,
       done: (error: Error | null, context?: SecureContext) => void
@@ -149,38 +320,4 @@ function createServer(options: ServerOptions): AnyServer {
       }
     }
   }
-  if (options.http2) {
-    return refuseMalformed(
-      http2.createSecureServer({
-        ...parsing,
-        ...tls,
-        allowHTTP1: true
-      } as http2.SecureServerOptions),
-      options
-    )
-  }
-  return refuseMalformed(https.createServer({ ...parsing, ...tls }), options)
-}
-
-const REFUSALS: Readonly<Record<string, readonly [status: string, message: string]>> = {
-  HPE_HEADER_OVERFLOW: ['400 Bad Request', 'Request header or cookie too large'],
-  ERR_HTTP_REQUEST_TIMEOUT: ['408 Request Timeout', 'Request timeout']
-}
-
-/** Answers what the parser refused: there is no request to run through the handler. */
-function refuseMalformed<S extends AnyServer>(server: S, options: ServerOptions): S {
-  server.on('clientError', (error: Error & { code?: string }, socket: Socket) => {
-    if (error.code === 'ECONNRESET' || !socket.writable || socket.bytesWritten > 0) {
-      socket.destroy()
-      return
-    }
-    const [status, message] = REFUSALS[error.code ?? ''] ?? ['400 Bad Request', 'Bad request']
-    const id = crypto.randomUUID().replaceAll('-', '')
-    const body = `${message}\nrequest_id: ${id}\n`
-    socket.end(
-      `HTTP/1.1 ${status}\r\nContent-Type: text/plain; charset=utf-8\r\n` +
-        `${options.handler.answerFields(id)}Content-Length: ${body.length}\r\nConnection: close\r\n\r\n${body}`
-    )
-  })
-  return server
 }

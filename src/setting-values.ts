@@ -1,6 +1,7 @@
 import { createPrivateKey, X509Certificate } from 'node:crypto'
 import { existsSync, readFileSync } from 'node:fs'
 import { BlockList, isIP } from 'node:net'
+import { createSecureContext, type SecureVersion } from 'node:tls'
 import { closest } from 'fastest-levenshtein'
 import type { NameServer } from './proxy/dns/client.ts'
 import type { DnsOrder } from './proxy/dns.ts'
@@ -24,9 +25,14 @@ export type Parse<T> = (text: string, note: Note) => T
 
 /** An address the gateway listens on. */
 export interface Listener {
+  /** `unix:` and the path for a Unix socket. */
   readonly host: string
-  /** 0 lets the system choose. */
+  /** 0 lets the system choose; always 0 for a Unix socket. */
   readonly port: number
+  /** Of a Unix socket; undefined for others. */
+  readonly path: string | undefined
+  /** Every connection begins with a PROXY protocol header. */
+  readonly proxyProtocol: boolean
   readonly ssl: boolean
   readonly http2: boolean
   /** Connections the system may queue; undefined is the system's choice. */
@@ -138,26 +144,14 @@ export const fieldName: Parse<string> = value => {
   if (!/^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/.test(value)) {
     throw new Misfit('is not the name of a header', 'Write a header name such as X-Forwarded-For.')
   }
-  if (value.toLowerCase() === 'proxy_protocol') {
-    throw new Misfit(
-      'asks for the PROXY protocol, which this release does not serve',
-      'Write a header name such as X-Forwarded-For.'
-    )
-  }
   return value
 }
 
-/** Comma-separated IP addresses and CIDR ranges. */
+/** Comma-separated IP addresses and CIDR ranges; `unix:` is every peer on a Unix socket. */
 export const addressRanges: Parse<readonly string[]> = value => {
   const ranges = list(value)
   for (const range of ranges) {
-    if (range.startsWith('unix:')) {
-      throw new Misfit(
-        `"${range}" names a socket, which this release does not listen on`,
-        'Write IP addresses and CIDR ranges.'
-      )
-    }
-    if (familyOf(range) === undefined) {
+    if (range !== UNIX && familyOf(range) === undefined) {
       throw new Misfit(
         `"${range}" is neither an IP address nor a CIDR range`,
         'Write addresses such as 10.0.0.0/8 or fd00::/8.'
@@ -167,19 +161,23 @@ export const addressRanges: Parse<readonly string[]> = value => {
   return ranges
 }
 
+/** How peers on Unix sockets are written, which have no address. */
+const UNIX = 'unix:'
 const NEVER = (): boolean => false
 
 /** Tells whether an address is within one of the ranges, IPv4-mapped IPv6 addresses included. */
 export function trustedPeers(ranges: readonly string[]): (ip: string) => boolean {
   if (ranges.length === 0) return NEVER
   const known = new BlockList()
+  const unix = ranges.includes(UNIX)
   for (const range of ranges) {
+    if (range === UNIX) continue
     const [address, prefix] = range.split('/')
     const family = familyOf(range)!
     if (prefix === undefined) known.addAddress(address!, family)
     else known.addSubnet(address!, Number(prefix), family)
   }
-  return ip => known.check(ip, ip.includes(':') ? 'ipv6' : 'ipv4')
+  return ip => (ip === UNIX ? unix : known.check(ip, ip.includes(':') ? 'ipv6' : 'ipv4'))
 }
 
 function familyOf(range: string): 'ipv4' | 'ipv6' | undefined {
@@ -199,10 +197,13 @@ export const listeners: Parse<readonly Listener[]> = (value, note) => {
   if (found.length === 0)
     throw new Misfit('names no address', 'Write host:port, such as 0.0.0.0:8000, or off.')
   const seen = new Set<string>()
-  for (const { host, port } of found) {
+  for (const { host, port, path } of found) {
     const address = `${host} ${port}`
-    if (port !== 0 && seen.has(address))
-      throw new Misfit(`names port ${port} of ${host} twice`, 'Name each address once.')
+    if ((port !== 0 || path !== undefined) && seen.has(address))
+      throw new Misfit(
+        path === undefined ? `names port ${port} of ${host} twice` : `names ${host} twice`,
+        'Name each address once.'
+      )
     seen.add(address)
   }
   return found
@@ -252,6 +253,11 @@ export const statusListener: Parse<Listener | undefined> = (value, note) => {
       'asks for TLS, which the status API does not serve',
       'Leave ssl out, and keep the address private.'
     )
+  if (found[0]?.path !== undefined || found[0]?.proxyProtocol)
+    throw new Misfit(
+      'asks for what only listeners of traffic serve',
+      'Write host:port for the status API.'
+    )
   return found[0]
 }
 
@@ -262,7 +268,8 @@ const FLAGS = ['ssl', 'http2', 'backlog', 'proxy_protocol', ...IMPLIED, ...WITHO
 
 function listener(authored: string, note: Note): Listener {
   const [address = '', ...flags] = authored.split(/\s+/)
-  const { host, port } = parseAddress(address)
+  const { host, port, path } = parseAddress(address)
+  let proxyProtocol = false
   let ssl = false
   let http2 = false
   let backlog: number | undefined
@@ -271,13 +278,8 @@ function listener(authored: string, note: Note): Listener {
     if (name === 'ssl') ssl = true
     else if (name === 'http2') http2 = true
     else if (name === 'backlog') backlog = parseBacklog(value)
-    else if (name === 'proxy_protocol') {
-      throw new Misfit(
-        'asks for the PROXY protocol, which this release does not serve',
-        'Leave proxy_protocol out; POSTERN_TRUSTED_IPS and POSTERN_REAL_IP_HEADER give the client address.'
-      )
-    } else if (WITHOUT_EFFECT.has(name))
-      note(`the flag ${name} has no effect`, `Leave ${name} out.`)
+    else if (name === 'proxy_protocol') proxyProtocol = true
+    else if (WITHOUT_EFFECT.has(name)) note(`the flag ${name} has no effect`, `Leave ${name} out.`)
     else if (!IMPLIED.has(name)) {
       throw new Misfit(
         `"${flag}" is not a flag of a listener`,
@@ -285,21 +287,22 @@ function listener(authored: string, note: Note): Listener {
       )
     }
   }
-  if (http2 && !ssl) {
-    throw new Misfit(
-      `"${authored}" asks for HTTP/2 without TLS, which this release does not serve`,
-      'Add ssl, or leave http2 out.'
-    )
-  }
-  return { host, port, ssl, http2, backlog, text: authored }
+  return { host, port, path, proxyProtocol, ssl, http2, backlog, text: authored }
 }
 
-function parseAddress(address: string): { readonly host: string; readonly port: number } {
-  if (address.startsWith('unix:')) {
-    throw new Misfit(
-      `"${address}" is a socket path, which this release does not listen on`,
-      'Write host:port, such as 127.0.0.1:8000.'
-    )
+/** Bytes of a socket's path that every system takes. */
+const MAX_SOCKET_PATH = 103
+
+function parseAddress(address: string): Pick<Listener, 'host' | 'port' | 'path'> {
+  if (address.startsWith(UNIX)) {
+    const path = address.slice(UNIX.length)
+    if (!path.startsWith('/') || Buffer.byteLength(path) > MAX_SOCKET_PATH) {
+      throw new Misfit(
+        `"${address}" is not the absolute path of a socket`,
+        `Write unix:/run/postern.sock, at most ${MAX_SOCKET_PATH} bytes.`
+      )
+    }
+    return { host: address, port: 0, path }
   }
   const parts = /^(?:\[([^\]]+)\]|([^\s:[\]]+)):(\d{1,5})$/.exec(address)
   const [, ipv6, name, digits] = parts ?? []
@@ -317,7 +320,7 @@ function parseAddress(address: string): { readonly host: string; readonly port: 
       'Write host:port, such as 0.0.0.0:8000 or [::]:8000.'
     )
   }
-  return { host: ipv6 ?? name!, port }
+  return { host: ipv6 ?? name!, port, path: undefined }
 }
 
 function parseBacklog(value: string | undefined): number {
@@ -402,6 +405,40 @@ export const upstreamHeaders: Parse<boolean> = value => {
 
 function ownName(authored: string): string {
   return authored.toLowerCase().replace(/^x-(postern|kong)-/, '')
+}
+
+const TLS_VERSIONS = ['TLSv1.2', 'TLSv1.3'] as const
+
+/** TLS versions, separated by spaces: the oldest and the newest that are spoken. */
+export const tlsVersions: Parse<{ readonly min: SecureVersion; readonly max: SecureVersion }> = (
+  value,
+  note
+) => {
+  const names = value.split(/[\s,]+/)
+  for (const old of names.filter(name => ['SSLv3', 'TLSv1', 'TLSv1.1'].includes(name))) {
+    note(`${old} is not spoken by this release (RFC 8996)`, `Leave ${old} out.`)
+  }
+  const spoken = TLS_VERSIONS.filter(name => names.includes(name))
+  if (spoken.length === 0 || names.some(name => !/^(SSLv3|TLSv1(\.[123])?)$/.test(name))) {
+    throw new Misfit(
+      'names no TLS version that is spoken',
+      'Write TLSv1.2 TLSv1.3, or one of them.'
+    )
+  }
+  return { min: spoken[0]!, max: spoken.at(-1)! }
+}
+
+/** OpenSSL's list of ciphers. */
+export const cipherList: Parse<string> = value => {
+  try {
+    createSecureContext({ ciphers: value })
+  } catch {
+    throw new Misfit(
+      'is not a list of ciphers OpenSSL takes',
+      'Write names separated by colons, such as ECDHE-ECDSA-AES128-GCM-SHA256.'
+    )
+  }
+  return value
 }
 
 /** A PEM text, the path of a file with one, or base64 of one. Gives the PEM text. */

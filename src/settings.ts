@@ -13,6 +13,7 @@ import {
   bytes,
   certificate,
   choice,
+  cipherList,
   dnsOrder,
   fieldName,
   headerChoice,
@@ -27,6 +28,7 @@ import {
   secureUrl,
   statusListener,
   text,
+  tlsVersions,
   toggle,
   upstreamHeaders,
   whole,
@@ -92,7 +94,7 @@ export const settingsTable = {
     kong: 'KONG_PROXY_LISTEN',
     default: '0.0.0.0:8000, 0.0.0.0:8443 http2 ssl',
     parse: listeners,
-    doc: 'Addresses that serve traffic: host:port with the flags ssl, http2, backlog=N; or off.'
+    doc: 'Addresses that serve traffic: host:port or unix:/path with the flags ssl, http2, proxy_protocol, backlog=N; or off.'
   }),
   statusListen: setting('POSTERN_STATUS_LISTEN', {
     kong: 'KONG_STATUS_LISTEN',
@@ -127,13 +129,13 @@ export const settingsTable = {
     kong: 'KONG_TRUSTED_IPS',
     default: '',
     parse: addressRanges,
-    doc: 'Addresses and ranges of the proxies in front, whose X-Forwarded-* headers are believed.'
+    doc: 'Addresses and ranges of the proxies in front, whose X-Forwarded-* headers are believed; unix: is peers on Unix sockets.'
   }),
   realIpHeader: setting('POSTERN_REAL_IP_HEADER', {
     kong: 'KONG_REAL_IP_HEADER',
     default: 'X-Real-IP',
     parse: fieldName,
-    doc: 'Header a trusted proxy names the client address in.'
+    doc: 'Header a trusted proxy names the client address in; proxy_protocol takes it from that protocol.'
   }),
   realIpRecursive: setting('POSTERN_REAL_IP_RECURSIVE', {
     kong: 'KONG_REAL_IP_RECURSIVE',
@@ -151,6 +153,28 @@ export const settingsTable = {
     secret: true,
     parse: privateKey,
     doc: 'Its private key, written likewise.'
+  }),
+  sslProtocols: setting('POSTERN_SSL_PROTOCOLS', {
+    kong: 'KONG_SSL_PROTOCOLS',
+    default: 'TLSv1.2 TLSv1.3',
+    parse: tlsVersions,
+    doc: 'TLS versions spoken with clients.'
+  }),
+  sslCiphers: setting('POSTERN_SSL_CIPHERS', {
+    kong: 'KONG_SSL_CIPHERS',
+    parse: cipherList,
+    doc: 'Ciphers spoken with clients, as OpenSSL lists them. Those of Node when unset.'
+  }),
+  sslVerifyClient: setting('POSTERN_SSL_VERIFY_CLIENT', {
+    kong: ['KONG_NGINX_PROXY_SSL_VERIFY_CLIENT', 'KONG_NGINX_HTTP_SSL_VERIFY_CLIENT'],
+    default: 'off',
+    parse: choice<'off' | 'optional' | 'on'>({ off: 'off', optional: 'optional', on: 'on' }),
+    doc: 'Client certificates: on answers 400 to TLS clients without a valid one, optional only asks and logs.'
+  }),
+  sslClientCertificate: setting('POSTERN_SSL_CLIENT_CERTIFICATE', {
+    kong: ['KONG_NGINX_PROXY_SSL_CLIENT_CERTIFICATE', 'KONG_NGINX_HTTP_SSL_CLIENT_CERTIFICATE'],
+    parse: certificate,
+    doc: 'Authorities of client certificates: path, PEM, or base64 of PEM.'
   }),
   headers: setting('POSTERN_HEADERS', {
     kong: 'KONG_HEADERS',
@@ -296,11 +320,45 @@ export const settingsTable = {
     parse: bytes(1024, 1024 ** 2),
     doc: 'Bytes of a request head, above which the answer is 400.'
   }),
+  maxHeaders: setting('POSTERN_MAX_HEADERS', {
+    default: '200',
+    parse: whole(10, 1000),
+    doc: 'Fields of a request head, above which the answer is 400.'
+  }),
+  maxUriSize: setting('POSTERN_MAX_URI_SIZE', {
+    default: '8k',
+    parse: bytes(128, 1024 ** 2),
+    doc: 'Bytes of a request target, above which the answer is 414.'
+  }),
+  maxConnections: setting('POSTERN_MAX_CONNECTIONS', {
+    kong: 'KONG_NGINX_EVENTS_WORKER_CONNECTIONS',
+    default: '16384',
+    parse: whole(1, 1_000_000),
+    doc: 'Client connections to one listener that each thread holds; further ones are refused at once.'
+  }),
   requestHeaderTimeout: setting('POSTERN_REQUEST_HEADER_TIMEOUT', {
     kong: 'KONG_NGINX_HTTP_CLIENT_HEADER_TIMEOUT',
     default: '60',
     parse: seconds(0.001),
     doc: 'Seconds for a whole request head to arrive.'
+  }),
+  requestBodyTimeout: setting('POSTERN_REQUEST_BODY_TIMEOUT', {
+    kong: ['KONG_NGINX_HTTP_CLIENT_BODY_TIMEOUT', 'KONG_NGINX_PROXY_CLIENT_BODY_TIMEOUT'],
+    default: '60',
+    parse: seconds(0.001),
+    doc: 'Seconds between two reads of a request body, after which the answer is 408.'
+  }),
+  sendTimeout: setting('POSTERN_SEND_TIMEOUT', {
+    kong: ['KONG_NGINX_HTTP_SEND_TIMEOUT', 'KONG_NGINX_PROXY_SEND_TIMEOUT'],
+    default: '60',
+    parse: seconds(0.001),
+    doc: 'Seconds a client may take nothing of its response, after which it is cut off.'
+  }),
+  clientKeepaliveRequests: setting('POSTERN_CLIENT_KEEPALIVE_REQUESTS', {
+    kong: ['KONG_NGINX_HTTP_KEEPALIVE_REQUESTS', 'KONG_NGINX_PROXY_KEEPALIVE_REQUESTS'],
+    default: '10000',
+    parse: whole(1, 1_000_000_000),
+    doc: 'Requests of one client connection, after which it is closed.'
   }),
   clientKeepaliveTimeout: setting('POSTERN_CLIENT_KEEPALIVE_TIMEOUT', {
     kong: 'KONG_NGINX_HTTP_KEEPALIVE_TIMEOUT',
@@ -476,6 +534,7 @@ export function parseSettings(
   } as Values
   if (problems.length === 0) {
     checkPair(values, problems)
+    checkClients(values, problems, warnings)
     checkTogether(values, problems)
   }
   if (problems.length > 0) throw new ConfigError(problems)
@@ -588,6 +647,34 @@ function checkTogether(values: Values, problems: Problem[]): void {
     const there = settingsTable[name].variable
     problems.push(
       problem('INVALID', variable, `is not set, but ${there} is`, 'Set both or neither.')
+    )
+  }
+}
+
+/** What settings of clients need of each other. */
+function checkClients(values: Values, problems: Problem[], warnings: Problem[]): void {
+  const { sslVerifyClient, sslClientCertificate, realIpHeader, proxyListen } = settingsTable
+  if (values.sslVerifyClient !== 'off' && values.sslClientCertificate === undefined) {
+    problems.push(
+      problem(
+        'INVALID',
+        sslVerifyClient.variable,
+        'asks for client certificates, but no authority is set',
+        `Set ${sslClientCertificate.variable}.`
+      )
+    )
+  }
+  if (
+    values.realIpHeader.toLowerCase() === 'proxy_protocol' &&
+    !values.proxyListen.some(({ proxyProtocol }) => proxyProtocol)
+  ) {
+    warnings.push(
+      problem(
+        'UNUSED',
+        realIpHeader.variable,
+        'is proxy_protocol, but no listener has that flag',
+        `Add proxy_protocol to an address of ${proxyListen.variable}.`
+      )
     )
   }
 }

@@ -7,7 +7,7 @@ import { Instance, type InstanceEnvironment } from './plugins/instance.ts'
 import type { Directory, Plugin } from './plugins/plugin.ts'
 import type { Serving } from './proxy/handler.ts'
 import { compileRouter, type Router } from './proxy/router.ts'
-import { type CertificateStore, compileCertificates } from './proxy/tls.ts'
+import { type CertificateStore, type ContextPolicy, compileCertificates } from './proxy/tls.ts'
 import { type UpstreamEnvironment, Upstreams } from './proxy/upstream.ts'
 import {
   BasicAuthCredentialSchema,
@@ -25,6 +25,8 @@ export interface SnapshotEnvironment {
   readonly upstreams: UpstreamEnvironment
   /** The certificate for names no certificate of the file covers. */
   readonly fallbackCertificate: { readonly cert: string; readonly key: string }
+  /** What TLS with clients is held to. */
+  readonly tlsPolicy: ContextPolicy
 }
 
 /**
@@ -171,7 +173,12 @@ export async function buildSnapshot(
           : previous.directory,
       certificates:
         fresh || certificatesChanged
-          ? compileCertificates(resolved(), config.snis, environment.fallbackCertificate)
+          ? compileCertificates(
+              resolved(),
+              config.snis,
+              environment.fallbackCertificate,
+              environment.tlsPolicy
+            )
           : previous.certificates
     })
   } catch (error) {

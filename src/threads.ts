@@ -1,3 +1,4 @@
+import { randomBytes } from 'node:crypto'
 import { Worker } from 'node:worker_threads'
 import { type Remote, serveCalls } from './calls.ts'
 import type { Generation } from './generation.ts'
@@ -26,6 +27,7 @@ interface Thread {
   readonly worker: Worker
   readonly calls: Remote<WorkerCalls>
   readonly counts: RequestCounts
+  readonly first: boolean
   listening: boolean
   /** What ended it; undefined while it lives, and when it ended without an error. */
   failure: Error | undefined
@@ -45,6 +47,7 @@ export class Threads {
   /** What the threads that ended had counted. */
   readonly #ended = createCounts()
   #ports: readonly number[] = []
+  readonly #ticketKeys = randomBytes(48)
   #closing = false
   #next = 1
 
@@ -106,7 +109,9 @@ export class Threads {
       fallbackCertificate,
       counts,
       health,
-      names: names()
+      names: names(),
+      first: ![...this.#threads.values()].some(({ first }) => first),
+      ticketKeys: this.#ticketKeys
     }
     const worker = new Worker(
       new URL(import.meta.url.endsWith('.ts') ? './worker.ts' : './worker.js', import.meta.url),
@@ -120,6 +125,7 @@ export class Threads {
       worker,
       calls: serveCalls<ControlCalls, WorkerCalls>(worker, control),
       counts,
+      first: data.first,
       listening: false,
       failure: undefined
     }

@@ -32,6 +32,10 @@ export interface WorkerData {
   readonly health: SharedArrayBuffer
   /** What is known of host names. */
   readonly names: ReadonlyMap<string, Answer>
+  /** Serves what only one thread can. */
+  readonly first: boolean
+  /** Key of TLS session tickets, the same in all threads. */
+  readonly ticketKeys: Uint8Array
 }
 
 /** What the control thread asks of a data-plane thread. */
@@ -85,9 +89,16 @@ const control = serveCalls<WorkerCalls, ControlCalls>(parentPort!, {
 })
 
 const resolver = new RemoteResolver(host => control.resolve(host), data.names)
+const tlsPolicy = {
+  minVersion: settings.sslProtocols.min,
+  maxVersion: settings.sslProtocols.max,
+  ...(settings.sslCiphers === undefined ? {} : { ciphers: settings.sslCiphers }),
+  ...(settings.sslVerifyClient === 'off' ? {} : { ca: settings.sslClientCertificate! })
+}
 const environment: SnapshotEnvironment = {
   plugins,
   fallbackCertificate: data.fallbackCertificate,
+  tlsPolicy,
   instances: {
     log,
     shared: data.shared,
@@ -133,6 +144,10 @@ const handler = new Handler(
     product: data.product,
     ownHeaders: settings.ownHeaders,
     maxBodySize: settings.maxBodySize,
+    maxUriSize: settings.maxUriSize,
+    maxHeaders: settings.maxHeaders,
+    sendTimeout: settings.sendTimeout * 1000,
+    clientCertificates: settings.sslVerifyClient,
     accessLog: settings.accessLog,
     counts: data.counts,
     log
@@ -145,17 +160,27 @@ async function listen(): Promise<readonly number[]> {
   await built
   const opened: Listening[] = []
   for (const [index, listener] of settings.proxyListen.entries()) {
+    // Threads cannot share a Unix socket, so the first serves it alone.
+    if (listener.path !== undefined && !data.first) continue
     opened.push(
       await openServer({
         host: listener.host,
         port: data.ports[index] ?? listener.port,
+        path: listener.path,
         ssl: listener.ssl,
         http2: listener.http2,
+        proxyProtocol: listener.proxyProtocol,
         backlog: listener.backlog,
         reusePort: data.reusePort,
-        headerTimeout: settings.requestHeaderTimeout * 1000,
-        keepAliveTimeout: settings.clientKeepaliveTimeout * 1000,
-        maxHeaderSize: settings.maxHeaderSize,
+        limits: {
+          headerTimeout: settings.requestHeaderTimeout * 1000,
+          keepAliveTimeout: settings.clientKeepaliveTimeout * 1000,
+          keepAliveRequests: settings.clientKeepaliveRequests,
+          maxHeaderSize: settings.maxHeaderSize,
+          maxHeaders: settings.maxHeaders,
+          maxConnections: settings.maxConnections
+        },
+        tls: { ...tlsPolicy, ticketKeys: data.ticketKeys },
         handler,
         webSockets,
         certificates: () => current.certificates,
@@ -163,7 +188,8 @@ async function listen(): Promise<readonly number[]> {
           trusted: trustedPeers(settings.trustedIps),
           realIpHeader: settings.realIpHeader.toLowerCase(),
           realIpRecursive: settings.realIpRecursive,
-          maxBufferedBody: settings.maxBufferedBody
+          maxBufferedBody: settings.maxBufferedBody,
+          bodyTimeout: settings.requestBodyTimeout * 1000
         }
       })
     )

@@ -8,6 +8,7 @@ const RANKS: readonly RegExp[] = [
   /^schema\//,
   /^vault\//,
   /^plugins\//,
+  /^listener\//,
   /^proxy\//,
   /^(settings|setting-values|config|config-values|certificate-expiry|snapshot|generation|resolve|log|memory|redaction|metrics|watch|report|diff|fingerprint|calls|store)$/,
   /^(server|status|worker|threads|webhooks\/.*)$/,

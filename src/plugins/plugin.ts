@@ -35,7 +35,13 @@ export interface ClientRequest {
   readonly remoteAddress: string
   /** Undefined on a plain connection. */
   readonly tls:
-    | { readonly version: string; readonly cipher: string; readonly sni?: string }
+    | {
+        readonly version: string
+        readonly cipher: string
+        readonly sni?: string
+        /** Of the client's certificate: `SUCCESS`, `NONE` or `FAILED:reason`. */
+        readonly clientVerify: string
+      }
     | undefined
   /** Captures of a regex route path: `1`, `2`, … and names; undefined when there are none. */
   readonly captures: Readonly<Record<string, string>> | undefined

@@ -3,7 +3,8 @@ import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from 'node:
 import type { Http2ServerRequest, Http2ServerResponse } from 'node:http2'
 import { isIP } from 'node:net'
 import type { TLSSocket } from 'node:tls'
-import { BodyAborted, BodyTooLarge } from '../errors.ts'
+import { BodyAborted, BodyTimeout, BodyTooLarge } from '../errors.ts'
+import { proxiedAddress } from '../listener/proxy-protocol.ts'
 import type { Instance } from '../plugins/instance.ts'
 import type {
   ClientRequest,
@@ -26,7 +27,12 @@ export type RawResponse = ServerResponse | Http2ServerResponse
 
 /** What every exchange of a listener shares. */
 export interface ExchangeOptions {
-  readonly listener: { readonly port: number; readonly ssl: boolean }
+  readonly listener: {
+    readonly port: number
+    readonly ssl: boolean
+    /** Whether clients are asked for a certificate. */
+    readonly clientCertificates: boolean
+  }
   /** Whether forwarding headers of this direct peer are believed. */
   readonly trusted: (ip: string) => boolean
   /** Lower-case name of the header that carries the client address behind trusted peers. */
@@ -34,6 +40,8 @@ export interface ExchangeOptions {
   readonly realIpRecursive: boolean
   /** Most bytes {@link Exchange.body} buffers. */
   readonly maxBufferedBody: number
+  /** Milliseconds between two reads of a request body. */
+  readonly bodyTimeout: number
 }
 
 /** A Host or `X-Forwarded-Host` split into name and port. */
@@ -62,9 +70,10 @@ function unmapped(address: string): string {
 /** The client's address as a trusted peer tells it; the peer's own where it tells none. */
 function clientAddress(
   remote: string,
-  headers: IncomingHttpHeaders,
+  { headers, socket }: RawRequest,
   options: ExchangeOptions
 ): string {
+  if (options.realIpHeader === 'proxy_protocol') return proxiedAddress(socket) ?? remote
   const value = headers[options.realIpHeader]
   const text = Array.isArray(value) ? value.join(',') : value
   if (text === undefined) return remote
@@ -92,9 +101,7 @@ class Request implements ClientRequest {
   readonly rawHeaders: readonly string[]
   readonly clientIp: string
   readonly remoteAddress: string
-  readonly tls:
-    | { readonly version: string; readonly cipher: string; readonly sni?: string }
-    | undefined
+  readonly tls: ClientRequest['tls']
   /** The Host header (or `:authority`) as received. */
   readonly authority: string
   /** The path as received, without the query. */
@@ -118,19 +125,36 @@ class Request implements ClientRequest {
     const { host, port } = splitHost(authority)
     this.host = host
     this.port = port ?? options.listener.port
-    this.remoteAddress = unmapped(raw.socket?.remoteAddress ?? '')
+    // A Unix socket has no address; `unix:` is how such a peer is written in trusted ranges.
+    this.remoteAddress = unmapped(raw.socket?.remoteAddress ?? 'unix:')
     this.trusted = options.trusted(this.remoteAddress)
     this.clientIp = this.trusted
-      ? clientAddress(this.remoteAddress, raw.headers, options)
+      ? clientAddress(this.remoteAddress, raw, options)
       : this.remoteAddress
-    this.tls = options.listener.ssl ? tlsOf(raw.socket as TLSSocket) : undefined
+    this.tls = options.listener.ssl
+      ? tlsOf(raw.socket as TLSSocket, options.listener.clientCertificates)
+      : undefined
   }
 }
 
-function tlsOf(socket: TLSSocket) {
+function tlsOf(socket: TLSSocket, clientCertificates: boolean) {
   const sni = socket.servername
-  const facts = { version: socket.getProtocol?.() ?? '', cipher: socket.getCipher?.()?.name ?? '' }
+  const facts = {
+    version: socket.getProtocol?.() ?? '',
+    cipher: socket.getCipher?.()?.name ?? '',
+    clientVerify: clientCertificates ? verification(socket) : 'NONE'
+  }
   return sni === undefined || sni === null || sni === '' ? facts : { ...facts, sni: String(sni) }
+}
+
+/**
+ * `SUCCESS`, `NONE` or `FAILED:reason`, as nginx says it. The certificate itself is looked for: of a
+ * session resumed without one, `authorized` says true.
+ */
+function verification(socket: TLSSocket): string {
+  if (socket.getPeerX509Certificate() === undefined) return 'NONE'
+  if (socket.authorized) return 'SUCCESS'
+  return `FAILED:${socket.authorizationError}`
 }
 
 class Upstream implements UpstreamRequest {
@@ -276,6 +300,7 @@ export class HttpExchange implements Exchange {
   bytesSent = 0
   /** Close the connection after this response: its framing cannot be trusted. */
   closing = false
+  #accepted = false
   #buffered: Promise<Buffer> | undefined = undefined
   #record: Record<string, unknown> | undefined = undefined
 
@@ -365,6 +390,15 @@ export class HttpExchange implements Exchange {
     this.answer = { body, source }
   }
 
+  /** The body is about to be read: a client that waits for that is told to send it (RFC 9110 §10.1.1). */
+  acceptBody(): void {
+    if (this.#accepted || this.request.headers.expect === undefined) return
+    this.#accepted = true
+    if (this.request.httpVersion !== '1.0' && !this.rawResponse.headersSent) {
+      this.rawResponse.writeContinue()
+    }
+  }
+
   body(limit = this.options.maxBufferedBody): Promise<Buffer> {
     this.#buffered ??= this.#buffer(Math.min(limit, this.options.maxBufferedBody))
     return this.#buffered
@@ -374,9 +408,13 @@ export class HttpExchange implements Exchange {
     const chunks: Buffer[] = []
     let length = 0
     const { raw } = this
+    this.acceptBody()
+    let timer: NodeJS.Timeout | undefined
     await new Promise<void>((resolve, reject) => {
+      timer = setTimeout(() => reject(new BodyTimeout()), this.options.bodyTimeout)
       raw.on('data', (chunk: Buffer) => {
         length += chunk.length
+        timer!.refresh()
         if (length > limit) {
           raw.pause()
           raw.removeAllListeners('data')
@@ -388,7 +426,7 @@ export class HttpExchange implements Exchange {
       raw.once('end', resolve)
       raw.once('close', () => reject(new BodyAborted()))
       raw.once('error', () => reject(new BodyAborted()))
-    })
+    }).finally(() => clearTimeout(timer))
     const body = Buffer.concat(chunks, length)
     this.bytesReceived = length
     this.upstream.body ??= body

@@ -11,6 +11,8 @@ import type { Peer } from './upstream.ts'
 /** What a forward tells the life of its request. */
 export interface ForwardOwner {
   readonly maxBodySize: number
+  /** Milliseconds a client may take nothing of its response. */
+  readonly sendTimeout: number
   /** Whether the client has gone. */
   upstreamHeaders(exchange: HttpExchange, peer: Peer): string[]
   /** The upstream's head arrived; runs the response phase and writes the head. */
@@ -26,6 +28,8 @@ export interface ForwardOwner {
   failed(exchange: HttpExchange, error: Error | undefined): void
 }
 
+/** Bytes of a response that are read ahead of the client where the route buffers responses. */
+const READ_AHEAD = 65_536
 /** Bytes of a body that is cheaper to copy than to write by itself. */
 const SMALL_BODY = 4096
 
@@ -66,10 +70,14 @@ export class Forward implements Dispatcher.DispatchHandler {
   #ended = false
   /** Bytes of a Content-Length body still to come; -1 when its end is not known beforehand. */
   #remaining = -1
+  /** Bytes read from the upstream before the client took them. */
+  readonly #ahead: number
+  #clientTimer: NodeJS.Timeout | undefined
 
   constructor(exchange: HttpExchange, owner: ForwardOwner, hasBody: boolean) {
     this.#exchange = exchange
     this.#owner = owner
+    this.#ahead = exchange.route?.response_buffering === false ? 0 : READ_AHEAD
     this.#body =
       exchange.upstream.body ??
       (hasBody
@@ -203,14 +211,39 @@ export class Forward implements Dispatcher.DispatchHandler {
         ;(rawResponse as Writable).end(chunk.toString('latin1'), 'latin1')
       } else {
         ;(rawResponse as Writable).end(chunk)
+        if ((rawResponse as Writable).writableLength > 0) this.#watchClient()
       }
       return
     }
     this.#remaining -= chunk.length
-    if (!(rawResponse as Writable).write(chunk)) {
+    if (
+      !(rawResponse as Writable).write(chunk) &&
+      (rawResponse as Writable).writableLength > this.#ahead
+    ) {
       controller.pause()
-      rawResponse.once('drain', () => controller.resume())
+      this.#watchClient()
+      rawResponse.once('drain', () => {
+        this.settle()
+        controller.resume()
+      })
     }
+  }
+
+  /** Ends the response of a client that takes nothing for as long as `sendTimeout`. */
+  #watchClient(): void {
+    const { rawResponse, raw } = this.#exchange
+    let before = -1
+    clearInterval(this.#clientTimer)
+    this.#clientTimer = setInterval(() => {
+      const taken = (raw.socket?.bytesWritten ?? 0) - (rawResponse as Writable).writableLength
+      if (taken === before) rawResponse.destroy()
+      before = taken
+    }, this.#owner.sendTimeout)
+  }
+
+  /** Nothing is waited for on the client's side any more. */
+  settle(): void {
+    clearInterval(this.#clientTimer)
   }
 
   onResponseEnd(controller: Dispatcher.DispatchController): void {
@@ -218,7 +251,9 @@ export class Forward implements Dispatcher.DispatchHandler {
     this.#finish()
     const trailers = controller.rawTrailers as readonly (Buffer | string)[] | null | undefined
     if (trailers != null && trailers.length > 0) this.#owner.trailers(this.#exchange, trailers)
-    this.#exchange.rawResponse.end()
+    const { rawResponse } = this.#exchange
+    rawResponse.end()
+    if ((rawResponse as Writable).writableLength > 0) this.#watchClient()
   }
 
   onResponseError(controller: Dispatcher.DispatchController | undefined, error: Error): void {

@@ -1,9 +1,10 @@
 import type { IncomingHttpHeaders, ServerResponse } from 'node:http'
 import type { Http2ServerResponse, OutgoingHttpHeaders } from 'node:http2'
+import { linger } from '../listener/turns.ts'
 import type { Chains } from '../plugins/chain.ts'
 import { runAccess, runLog, runPhase } from '../plugins/chain.ts'
 import type { Instance } from '../plugins/instance.ts'
-import type { Directory, Exchange, Logger } from '../plugins/plugin.ts'
+import type { ClientRequest, Directory, Exchange, Logger } from '../plugins/plugin.ts'
 import { countRequest, type RequestCounts } from './counts.ts'
 import type { ExchangeOptions, RawRequest, RawResponse } from './exchange.ts'
 import { HttpExchange } from './exchange.ts'
@@ -49,10 +50,23 @@ export interface HandlerOptions {
   readonly ownHeaders: OwnHeaders
   /** Most bytes of a request body; 0 is unlimited. */
   readonly maxBodySize: number
+  /** Most bytes of a request target. */
+  readonly maxUriSize: number
+  /** Most fields of a request head. */
+  readonly maxHeaders: number
+  /** Milliseconds a client that reads nothing keeps its response. */
+  readonly sendTimeout: number
+  /** `on` answers 400 to TLS clients without a valid certificate. */
+  readonly clientCertificates: 'off' | 'optional' | 'on'
   readonly accessLog: boolean
   readonly counts: RequestCounts
   readonly log: Logger
 }
+
+const URI_TOO_LONG = { status: 414, message: 'URI too long' }
+const HEADERS_TOO_LARGE = { status: 400, message: 'Request header or cookie too large' }
+const BODY_TOO_LARGE = { status: 413, message: 'Payload too large' }
+const EXPECTATION_FAILED = { status: 417, message: 'Expectation failed' }
 
 type Step = (exchange: HttpExchange) => void | Promise<void>
 
@@ -75,6 +89,7 @@ export class Handler implements ForwardOwner {
   readonly maxBodySize: number
   readonly #options: HandlerOptions
   readonly #current: () => Serving
+  readonly sendTimeout: number
   readonly #via: string
   readonly #names: {
     readonly requestId: string
@@ -90,6 +105,7 @@ export class Handler implements ForwardOwner {
     this.#options = options
     this.#current = current
     this.maxBodySize = options.maxBodySize
+    this.sendTimeout = options.sendTimeout
     this.#via = `1.1 ${options.product}`
     const { namespace } = options.ownHeaders
     this.#names = {
@@ -108,7 +124,7 @@ export class Handler implements ForwardOwner {
 
   /** The life of a request: each step in order, until one of them answers. */
   readonly #life: readonly Step[] = [
-    exchange => this.#refuseAmbiguousFraming(exchange),
+    exchange => this.#refuseUnfit(exchange),
     exchange => this.#rewrite(exchange),
     exchange => this.#route(exchange),
     exchange => this.#checkProtocol(exchange),
@@ -184,18 +200,42 @@ export class Handler implements ForwardOwner {
     return !exchange.ended
   }
 
-  #refuseAmbiguousFraming(exchange: HttpExchange): void {
-    const problem = framingProblem(exchange.raw, exchange.request.target)
-    if (problem !== undefined) {
-      exchange.closing = true
-      this.#fail(exchange, problem.status, problem.message)
-    } else if (this.maxBodySize > 0) {
-      const length = Number(exchange.request.headers['content-length'])
-      if (length > this.maxBodySize) {
-        exchange.closing = true
-        this.#fail(exchange, 413, 'Payload too large')
-      }
+  /** Refuses what is ambiguous or exceeds a limit before anything acts on it. */
+  #refuseUnfit(exchange: HttpExchange): void {
+    const problem =
+      framingProblem(exchange.raw, exchange.request.target) ?? this.#exceeded(exchange.request)
+    if (problem === undefined) {
+      if (this.#options.clientCertificates === 'on') this.#demandCertificate(exchange)
+      return
     }
+    exchange.closing = true
+    this.#fail(exchange, problem.status, problem.message)
+  }
+
+  #exceeded({ target, rawHeaders, headers, httpVersion }: ClientRequest) {
+    const { maxUriSize, maxHeaders } = this.#options
+    if (target.length > maxUriSize) return URI_TOO_LONG
+    if (rawHeaders.length > maxHeaders * 2) return HEADERS_TOO_LARGE
+    if (this.maxBodySize > 0 && Number(headers['content-length']) > this.maxBodySize) {
+      return BODY_TOO_LARGE
+    }
+    const { expect } = headers
+    // RFC 9110 §10.1.1: 100-continue is the only expectation there is, and 1.0 clients have none.
+    if (expect !== undefined && httpVersion !== '1.0' && expect.toLowerCase() !== '100-continue') {
+      return EXPECTATION_FAILED
+    }
+    return undefined
+  }
+
+  #demandCertificate(exchange: HttpExchange): void {
+    const verified = exchange.request.tls?.clientVerify ?? 'SUCCESS'
+    if (verified === 'SUCCESS') return
+    exchange.closing = true
+    this.#fail(
+      exchange,
+      400,
+      verified === 'NONE' ? 'No required SSL certificate was sent' : 'The SSL certificate error'
+    )
   }
 
   #rewrite(exchange: HttpExchange): void | Promise<void> {
@@ -271,12 +311,25 @@ export class Handler implements ForwardOwner {
   }
 
   #forward(exchange: HttpExchange): void {
-    const { service, raw } = exchange
-    if (service === undefined) {
+    if (exchange.service === undefined) {
       exchange.error(503, 'no Service found with those values')
       return
     }
-    const pinned = (exchange.rawResponse as Carrier)[EXCHANGE]!
+    if (gathers(exchange)) {
+      exchange.body(GATHERED_BODY).then(
+        () => this.#send(exchange),
+        error => this.failed(exchange, error)
+      )
+    } else {
+      this.#send(exchange)
+    }
+  }
+
+  #send(exchange: HttpExchange): void {
+    const pinned = (exchange.rawResponse as Carrier)[EXCHANGE]
+    if (pinned === undefined) return
+    const { raw } = exchange
+    const service = exchange.service!
     exchange.target = pinned.serving.upstreams.of(service)
     const forward = new Forward(exchange, this, hasBody(raw))
     pinned.forward = forward
@@ -326,9 +379,16 @@ export class Handler implements ForwardOwner {
 
   informational(exchange: HttpExchange, status: number, headers: IncomingHttpHeaders): void {
     // RFC 9110 §15.2: 1.0 clients do not know interim responses. Only Early Hints carry meaning on.
-    if (status !== 103 || exchange.request.httpVersion === '1.0' || headers.link === undefined)
-      return
-    exchange.rawResponse.writeEarlyHints({ link: headers.link as string | string[] })
+    const { link } = headers
+    const { raw, rawResponse } = exchange
+    if (status !== 103 || exchange.request.httpVersion === '1.0' || link === undefined) return
+    if (rawResponse.headersSent || rawResponse.destroyed) return
+    // Node's own method refuses values that list several links.
+    if (exchange.http2) {
+      ;(rawResponse as Http2ServerResponse).stream.additionalHeaders({ ':status': 103, link })
+    } else {
+      raw.socket.write(`HTTP/1.1 103 Early Hints\r\nLink: ${link}\r\n\r\n`, 'latin1')
+    }
   }
 
   head(
@@ -398,7 +458,8 @@ export class Handler implements ForwardOwner {
       const { status, message } = upstreamFailure(error)
       const attempt = exchange.tries.at(-1)
       if (attempt !== undefined) attempt.code = status
-      this.#options.log.error(
+      // What the client itself did wrong is nobody's alarm here.
+      this.#options.log[status < 500 ? 'debug' : 'error'](
         {
           request_id: exchange.id,
           code: error.code ?? error.name,
@@ -408,7 +469,7 @@ export class Handler implements ForwardOwner {
         },
         `no answer from the upstream: ${error.message}`
       )
-      if (status === 413 || status === 400) exchange.closing = true
+      if (status < 500) exchange.closing = true
       if (error.code?.startsWith('POSTERN_DNS')) exchange.error(status, message)
       else this.#fail(exchange, status, message)
     }
@@ -493,6 +554,7 @@ export class Handler implements ForwardOwner {
   finish(pinned: { exchange: HttpExchange; serving: Serving; forward: Forward | undefined }): void {
     const { exchange, serving, forward } = pinned
     if (!exchange.rawResponse.writableFinished) forward?.abort()
+    forward?.settle()
     // 499: the client closed before anything was answered.
     if (exchange.response.status === 0) exchange.response.status = 499
     runLog(exchange.selected, exchange, this.#hookFailed)
@@ -512,9 +574,22 @@ export class Handler implements ForwardOwner {
         'request'
       )
     }
+    if (!exchange.http2) boundUnreadBody(exchange.raw)
     this.#inFlight--
     serving.release()
   }
+}
+
+/** Milliseconds the rest of a body that was answered early may take to come. */
+const UNREAD_BODY_TIMEOUT = 5000
+
+/** Node reads on what is left of a body so that the connection can be used again; not for ever. */
+function boundUnreadBody(raw: RawRequest): void {
+  if (raw.complete || raw.socket === null || raw.socket.destroyed) return
+  const timer = setTimeout(() => raw.socket?.destroy(), UNREAD_BODY_TIMEOUT)
+  timer.unref()
+  raw.once('end', () => clearTimeout(timer))
+  raw.once('close', () => clearTimeout(timer))
 }
 
 function onClose(this: RawResponse): void {
@@ -529,6 +604,19 @@ function hasBody(raw: RawRequest): boolean {
   if ('stream' in raw) return !raw.stream.endAfterHeaders
   const length = raw.headers['content-length']
   return raw.headers['transfer-encoding'] !== undefined || (length !== undefined && length !== '0')
+}
+
+/** Bytes of a request body that is gathered before the upstream is asked, where the route says so. */
+const GATHERED_BODY = 65_536
+
+/**
+ * Whether the body is gathered first, so that a slow client holds no upstream connection and an
+ * attempt can be repeated: only one that says it is short, so that streams keep streaming.
+ */
+function gathers({ raw, route, upstream }: HttpExchange): boolean {
+  if (route?.request_buffering === false || upstream.body !== undefined) return false
+  const length = Number(raw.headers['content-length'])
+  return length > 0 && length <= GATHERED_BODY
 }
 
 /** RFC 9110 §6.5.1: trailers only go to clients that said they take them. */
@@ -571,5 +659,5 @@ function groupFields(fields: readonly string[]): OutgoingHttpHeaders {
 function closeAfter(exchange: HttpExchange): void {
   const { rawResponse, raw } = exchange
   if (exchange.http2) return
-  rawResponse.once('finish', () => raw.socket.destroySoon())
+  rawResponse.once('finish', () => linger(raw.socket))
 }

@@ -119,7 +119,11 @@ export function buildRecord(exchange: Finished): Record<string, unknown> {
       ...(request.tls === undefined
         ? {}
         : {
-            tls: { version: request.tls.version, cipher: request.tls.cipher, client_verify: 'NONE' }
+            tls: {
+              version: request.tls.version,
+              cipher: request.tls.cipher,
+              client_verify: request.tls.clientVerify
+            }
           })
     },
     upstream_uri:

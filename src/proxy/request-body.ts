@@ -1,18 +1,23 @@
 import { Readable } from 'node:stream'
-import { BodyAborted, BodyTooLarge, WriteTimeout } from '../errors.ts'
+import { BodyAborted, BodyTimeout, BodyTooLarge, WriteTimeout } from '../errors.ts'
 import type { HttpExchange } from './exchange.ts'
+import { filterTrailers } from './headers.ts'
 
 /**
  * The client's body on its way upstream, with back-pressure. It stands between the two so that an
  * upstream connection that fails never destroys the client's, whose answer is still to be written.
+ * One timer waits for whoever is due: the client while the upstream could take more, else the upstream.
  */
 export class RequestBody extends Readable {
   readonly #exchange: HttpExchange
   readonly #writeTimeout: number
   readonly #maxBytes: number
   #timer: NodeJS.Timeout | undefined
+  #stalled = false
   /** Whether any byte was handed on, after which an attempt cannot be repeated. */
   touched = false
+  /** The client's trailers as field lines, once the body has ended; towards a chunked request. */
+  trailers = ''
 
   /** `writeTimeout` in milliseconds; `maxBytes` 0 is unlimited. */
   constructor(exchange: HttpExchange, writeTimeout: number, maxBytes: number) {
@@ -26,6 +31,7 @@ export class RequestBody extends Readable {
     const { raw } = this.#exchange
     // Whoever sends the body learns of a failure from its own listener; without one it is moot.
     this.on('error', () => {})
+    this.#exchange.acceptBody()
     raw.pause()
     raw.on('data', this.#onData)
     raw.once('end', this.#onEnd)
@@ -35,7 +41,7 @@ export class RequestBody extends Readable {
   }
 
   override _read(): void {
-    clearTimeout(this.#timer)
+    this.#expect(false)
     this.#exchange.raw.resume()
   }
 
@@ -49,27 +55,47 @@ export class RequestBody extends Readable {
     callback(error)
   }
 
-  #onData = (chunk: Buffer): void => {
+  /** Who must do something next, and by when. */
+  #expect(stalled: boolean): void {
+    if (this.#timer !== undefined && stalled === this.#stalled) {
+      this.#timer.refresh()
+      return
+    }
+    clearTimeout(this.#timer)
+    this.#stalled = stalled
+    this.#timer = setTimeout(
+      this.#onTimeout,
+      stalled ? this.#writeTimeout : this.#exchange.options.bodyTimeout
+    )
+  }
+
+  readonly #onData = (chunk: Buffer): void => {
     this.touched = true
     this.#exchange.bytesReceived += chunk.length
     if (this.#maxBytes > 0 && this.#exchange.bytesReceived > this.#maxBytes) {
       this.destroy(new BodyTooLarge(this.#maxBytes))
       return
     }
-    if (this.push(chunk)) return
+    if (this.push(chunk)) {
+      this.#expect(false)
+      return
+    }
     this.#exchange.raw.pause()
-    this.#timer = setTimeout(this.#onStall, this.#writeTimeout)
+    this.#expect(true)
   }
 
-  #onStall = (): void => {
-    this.destroy(new WriteTimeout())
+  readonly #onTimeout = (): void => {
+    this.destroy(this.#stalled ? new WriteTimeout() : new BodyTimeout())
   }
 
-  #onEnd = (): void => {
+  readonly #onEnd = (): void => {
+    clearTimeout(this.#timer)
+    const fields = filterTrailers(this.#exchange.raw.rawTrailers)
+    for (let i = 0; i < fields.length; i += 2) this.trailers += `${fields[i]}: ${fields[i + 1]}\r\n`
     this.push(null)
   }
 
-  #onClose = (): void => {
+  readonly #onClose = (): void => {
     if (!this.#exchange.raw.readableEnded) this.destroy(new BodyAborted())
   }
 }

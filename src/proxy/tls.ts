@@ -1,4 +1,4 @@
-import { createSecureContext, type SecureContext } from 'node:tls'
+import { createSecureContext, type SecureContext, type SecureContextOptions } from 'node:tls'
 import type { Certificate, Sni } from '../schema/entities.ts'
 
 /** A certificate chain and its private key, both PEM. */
@@ -34,8 +34,14 @@ function materialOf(certificate: Certificate): Material {
   return { cert, key }
 }
 
-function contextOf({ cert, key }: Material): SecureContext {
-  return createSecureContext({ cert: [...cert], key: [...key], minVersion: 'TLSv1.2' })
+/** What TLS with clients is held to, besides the certificates. */
+export type ContextPolicy = Pick<
+  SecureContextOptions,
+  'minVersion' | 'maxVersion' | 'ciphers' | 'ca'
+>
+
+function contextOf({ cert, key }: Material, policy: ContextPolicy): SecureContext {
+  return createSecureContext({ ...policy, cert: [...cert], key: [...key] })
 }
 
 /**
@@ -46,12 +52,15 @@ function contextOf({ cert, key }: Material): SecureContext {
 export function compileCertificates(
   certificates: readonly Certificate[],
   snis: readonly Sni[],
-  fallback: KeyPair
+  fallback: KeyPair,
+  policy: ContextPolicy = { minVersion: 'TLSv1.2' }
 ): CertificateStore {
   const materials = new Map(
     certificates.map(certificate => [certificate.id, materialOf(certificate)])
   )
-  const contexts = new Map([...materials].map(([id, material]) => [id, contextOf(material)]))
+  const contexts = new Map(
+    [...materials].map(([id, material]) => [id, contextOf(material, policy)])
+  )
   const byName = new Map<string, SecureContext>()
   let unnamed: Material =
     fallback.cert === '' ? { cert: [], key: [] } : { cert: [fallback.cert], key: [fallback.key] }
@@ -65,7 +74,7 @@ export function compileCertificates(
       last = context
     }
   }
-  const other = last ?? contextOf(unnamed)
+  const other = last ?? contextOf(unnamed, policy)
   return {
     unnamed,
     context(servername) {

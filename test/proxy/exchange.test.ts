@@ -31,11 +31,12 @@ function exchangeOf({ target = '/', method = 'GET', headers = {}, remote, option
     raw.rawHeaders.push(name, value)
   }
   return new HttpExchange(raw, new ServerResponse(raw), target, {} as Directory, {
-    listener: { port: 8000, ssl: false },
+    listener: { port: 8000, ssl: false, clientCertificates: false },
     trusted: () => false,
     realIpHeader: 'x-real-ip',
     realIpRecursive: false,
     maxBufferedBody: 10,
+    bodyTimeout: 60_000,
     ...options
   })
 }
