@@ -16,12 +16,16 @@ export class VaultAnswerError extends Error {
   }
 }
 
+/** A 400 of a key-value engine that has just become one of version 2, for a moment. */
+const UPGRADING = /Upgrading from non-versioned to versioned/i
+
 /**
  * What the vault's own texts mean. They are never passed on: those of database engines hold connection
  * strings, those of logins may hold what was sent.
  */
 const MEANINGS: readonly (readonly [RegExp, string])[] = [
   [/is sealed/i, 'it is sealed'],
+  [UPGRADING, 'the key-value engine is being upgraded'],
   [/HTTP request to an HTTPS server/i, 'it speaks TLS; set protocol to https'],
   [/Invalid path for a versioned K\/V/i, 'the mount is a key-value engine v2; set kv to v2'],
   [/no handler for route|unsupported path/i, 'nothing is mounted at this path'],
@@ -84,7 +88,9 @@ export function failureOf(error: unknown): string {
   return told === undefined ? (code ?? message) : `${told} (${code})`
 }
 
-function classifyAnswer({ status, message, retryAfter }: VaultAnswerError, subject: string): Error {
+function classifyAnswer(answer: VaultAnswerError, subject: string): Error {
+  const { status, message, errors, retryAfter } = answer
+  if (UPGRADING.test(errors)) return new VaultUnreachable(subject, message)
   if (status === 429) return new VaultThrottled(subject, message, retryAfter)
   if (status === 400 || status === 401 || status === 403) return new VaultDenied(subject, message)
   if (status === 404 || status === 405) return new SecretMalformed(subject, message)

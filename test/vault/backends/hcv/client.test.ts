@@ -72,6 +72,11 @@ await t.test('what each status comes to', async t => {
   await t.rejects(fetch('app'), { code: 'POSTERN_VAULT_MALFORMED' })
   vault.override = undefined
   t.ok(await fetch('app'))
+  vault.override = {
+    status: 400,
+    body: { errors: ['Upgrading from non-versioned to versioned data. This backend will be …'] }
+  }
+  await t.rejects(fetch('app'), { code: 'POSTERN_VAULT_UNREACHABLE', message: /being upgraded/ })
 })
 
 await t.test('a node that lags behind is asked once more', async t => {
