@@ -32,7 +32,11 @@ await t.test('the bundle serves as the sources do', async t => {
   child.stdout!.on('data', chunk => {
     log += chunk
   })
-  const url = await until(() => /http:\/\/127\.0\.0\.1:\d+/.exec(log)?.[0], 'the gateway to serve')
+  const url = await until(
+    () => /http:\/\/127\.0\.0\.1:\d+/.exec(log)?.[0],
+    'the gateway to serve',
+    60_000
+  )
   const agent = new Agent()
   t.teardown(() => agent.destroy())
   t.equal((await send(agent, `${url}/x`)).json().url, '/x')
