@@ -26,6 +26,7 @@ import {
   prepareSettings,
   problemsOf,
   readConfig,
+  refusedCache,
   resolveAll,
   uniqueReferences
 } from './resolve.ts'
@@ -39,6 +40,7 @@ import {
 import { openStatus, type StatusServer } from './status.ts'
 import { memoryStore, type OwnedStore, redisStore } from './store.ts'
 import { Threads } from './threads.ts'
+import type { LastKnownGood } from './vault/last-known-good.ts'
 import type { VaultEvent } from './vault/observation.ts'
 import { parseReference, type Reference } from './vault/reference.ts'
 import { createRotation, type Rotation } from './vault/rotation.ts'
@@ -80,7 +82,10 @@ export interface Gateway {
  */
 export async function startGateway(env: Environment): Promise<Gateway> {
   const metrics = new Metrics()
-  const prepared = await prepareSettings(env, event => count(metrics, event))
+  const prepared = await prepareSettings(env, {
+    observe: event => count(metrics, event),
+    lastKnownGood: true
+  })
   const control = new ControlThread(prepared, metrics)
   await control.start()
   return control
@@ -115,6 +120,7 @@ class ControlThread implements Gateway {
   })
   readonly #upstreams: UpstreamControl
   readonly #metrics: Metrics
+  readonly #lastKnownGood: LastKnownGood | undefined
   #certificates: readonly CertificateExpiry[] | undefined
   #draining = false
   #loads = 0
@@ -125,8 +131,12 @@ class ControlThread implements Gateway {
   >()
   listeners: readonly OpenListener[] = []
 
-  constructor({ settings, warnings, vaults, vaultLog, references }: Prepared, metrics: Metrics) {
+  constructor(
+    { settings, warnings, vaults, vaultLog, references, lastKnownGood }: Prepared,
+    metrics: Metrics
+  ) {
     this.#metrics = metrics
+    this.#lastKnownGood = lastKnownGood
     this.settings = settings
     this.#liveSettings = references.filter(({ name }) => LIVE_SETTINGS.has(name))
     this.#vaults = vaults
@@ -159,6 +169,7 @@ class ControlThread implements Gateway {
     const { settings } = this
     try {
       for (const warning of this.#warnings) this.#warn(warning)
+      this.#tellRefusedCache()
       const webhooks = await this.#openWebhooks()
       if (settings.statusListen !== undefined) {
         this.#status = await openStatus(
@@ -169,7 +180,7 @@ class ControlThread implements Gateway {
         )
       }
       const loaded = await readConfig(settings, this.#vaults)
-      const secrets = await this.#resolve(loaded, settings.vaultStart === 'degraded')
+      const secrets = await this.#resolve(loaded, true)
       this.#store =
         settings.sessionRedisUrl === undefined
           ? memoryStore()
@@ -276,14 +287,24 @@ class ControlThread implements Gateway {
     return result
   }
 
-  async #resolve(loaded: Loaded, degraded: boolean): Promise<ReadonlyMap<string, SecretState>> {
-    const outcomes = await resolveAll(loaded, this.#liveSettings)
+  /** What the references of a configuration stand for. Throws ConfigError where that does not do. */
+  async #resolve(loaded: Loaded, atStart = false): Promise<ReadonlyMap<string, SecretState>> {
+    const outcomes = await resolveAll(loaded, this.#liveSettings, { lastKnownGood: atStart })
     const problems = problemsOf(loaded.config, outcomes)
     if (problems.length > 0) {
-      const unusable = problems.filter(problem => problem.reference === undefined)
-      if (!degraded || unusable.length > 0) throw new ConfigError(problems)
+      if (atStart) problems.push(...refusedCache(this.#lastKnownGood))
+      if (!atStart || this.settings.vaultStart !== 'degraded') throw new ConfigError(problems)
       for (const problem of problems) this.#warn(problem)
     }
+    // A value that its field does not take is none.
+    const unfit = new Map(
+      problems
+        .filter(({ code }) => code === 'POSTERN_CONFIG_RESOLVED')
+        .flatMap(({ reference = '', message }) =>
+          reference.split(' ').map(text => [text, message] as const)
+        )
+    )
+    if (atStart) this.#tellLastKnownGood(loaded)
     // What only vaults use for themselves is no business of the data plane.
     const own = new Set(
       loaded.config.uses.filter(({ kind }) => kind !== 'vaults').flatMap(use => use.references)
@@ -296,8 +317,31 @@ class ControlThread implements Gateway {
           const before = this.#secrets.get(text)
           // A setting keeps its last good value, whatever becomes of its vault.
           const kept = outcome.state !== 'ok' && !own.has(text) ? before : undefined
+          const misfit = unfit.get(text)
+          if (misfit !== undefined) return [text, { failure: `malformed: ${misfit}` }]
           return [text, kept ?? this.#stateOf(text, outcome)]
         })
+    )
+  }
+
+  #tellRefusedCache(): void {
+    const refused = this.#lastKnownGood?.refused
+    if (refused === undefined) return
+    const { code } = refused as Error & { code?: string }
+    this.#log.error({ code }, `${refused.message}. It is written anew once the vaults answer.`)
+  }
+
+  #tellLastKnownGood({ set }: Loaded): void {
+    const old = set.status().filter(({ source }) => source === 'last-known-good')
+    if (old.length === 0) return
+    this.#log.error(
+      {
+        vaults: [...new Set(old.map(({ vault }) => vault))],
+        references: old.slice(0, 5).map(({ reference }) => reference),
+        count: old.length,
+        oldest: Math.max(...old.map(({ age }) => age ?? 0))
+      },
+      `${old.length === 1 ? 'a secret is' : `${old.length} secrets are`} the last known good of an earlier run, since the vault gives no answer; it is asked again until it does`
     )
   }
 
@@ -407,7 +451,7 @@ class ControlThread implements Gateway {
           this.#metrics.reloaded(true)
           return
         }
-        const secrets = await this.#resolve(loaded, false)
+        const secrets = await this.#resolve(loaded)
         const generation: Generation = { config: loaded.config, secrets }
         await this.#threads!.apply({ generation })
         this.#adopt(loaded, secrets)
@@ -582,6 +626,7 @@ class ControlThread implements Gateway {
     await this.#status?.close()
     this.#loaded?.set.close()
     await this.#vaults.close()
+    await this.#lastKnownGood?.close()
     await this.#store?.close()
   }
 }

@@ -9,15 +9,23 @@ import {
   type Collected,
   collectSettings,
   type Environment,
+  parseSetting,
   parseSettings,
   type SettingReference,
   type Settings,
   settingsTable
 } from './settings.ts'
 import { backendTypes, builtInBackends } from './vault/backends/index.ts'
+import { type LastKnownGood, openLastKnownGood } from './vault/last-known-good.ts'
 import type { Observe } from './vault/observation.ts'
 import { parseReference, type Reference } from './vault/reference.ts'
-import { createVaults, type Outcome, type VaultSet, type Vaults } from './vault/vaults.ts'
+import {
+  createVaults,
+  type LoadOptions,
+  type Outcome,
+  type VaultSet,
+  type Vaults
+} from './vault/vaults.ts'
 
 /** Settings with their references resolved, and the vaults they came through. */
 export interface Prepared {
@@ -27,6 +35,8 @@ export interface Prepared {
   readonly vaultLog: VaultLog
   /** Settings whose values come out of vaults. */
   readonly references: readonly SettingReference[]
+  /** Undefined when none is kept. */
+  readonly lastKnownGood: LastKnownGood | undefined
 }
 
 /** What vaults write to: they are opened before the settings say how to log. */
@@ -61,28 +71,95 @@ export function openVaults(
   })
 }
 
+export interface PrepareOptions {
+  readonly observe?: Observe
+  /** Whether the last known good values stand in for vaults that give no answer, and are kept. */
+  readonly lastKnownGood?: boolean
+}
+
+/** Settings that must be known before the other references are resolved. */
+const CACHE_SETTINGS: ReadonlySet<string> = new Set([
+  'vaultCacheFile',
+  'vaultCacheKey',
+  'vaultCacheMaxAge'
+])
+
 /**
  * Reads the environment and resolves the references in it through the default vaults. Throws
  * ConfigError with every problem.
  */
-export async function prepareSettings(env: Environment, observe?: Observe): Promise<Prepared> {
+export async function prepareSettings(
+  env: Environment,
+  { observe, lastKnownGood: keeps = false }: PrepareOptions = {}
+): Promise<Prepared> {
   const collected = collectSettings(env)
   const vaultLog = new VaultLog()
   const vaults = openVaults(env, collected, vaultLog, observe)
+  const set = vaults.prepare([])
   const resolved = new Map<string, string>()
-  if (collected.references.length > 0) {
-    const set = vaults.prepare([])
-    const references = uniqueReferences(collected.references.flatMap(use => use.references))
-    const outcomes = await set.load(references)
+  const outcomes = new Map<string, Outcome>()
+  const load = async (uses: readonly SettingReference[]): Promise<void> => {
+    const references = uniqueReferences(uses.flatMap(use => use.references))
+    for (const [text, outcome] of await set.load(references, { lastKnownGood: true })) {
+      outcomes.set(text, outcome)
+      if (outcome.state === 'ok') resolved.set(text, outcome.value)
+    }
+  }
+  try {
+    await load(collected.references.filter(({ name }) => CACHE_SETTINGS.has(name)))
+    const lastKnownGood = keeps ? await openCache(collected, resolved, vaultLog) : undefined
+    if (lastKnownGood !== undefined) vaults.useLastKnownGood(lastKnownGood)
+    await load(collected.references)
     maskOutcomes(outcomes, 'setting ')
     const problems = unresolvedUses(collected.references, outcomes)
-    if (problems.length > 0) throw new ConfigError(problems)
-    for (const [text, outcome] of outcomes)
-      if (outcome.state === 'ok') resolved.set(text, outcome.value)
+    if (problems.length > 0) throw new ConfigError([...problems, ...refusedCache(lastKnownGood)])
+    const { settings, warnings } = parseSettings(collected, text => resolved.get(text))
+    maskSettings(settings, collected)
+    set.confirm([...resolved.keys()].map(parseReference))
+    return {
+      settings,
+      warnings,
+      vaults,
+      vaultLog,
+      references: collected.references,
+      lastKnownGood
+    }
+  } catch (error) {
+    await vaults.close()
+    throw error
   }
-  const { settings, warnings } = parseSettings(collected, text => resolved.get(text))
-  maskSettings(settings, collected)
-  return { settings, warnings, vaults, vaultLog, references: collected.references }
+}
+
+async function openCache(
+  collected: Collected,
+  resolved: ReadonlyMap<string, string>,
+  log: VaultLog
+): Promise<LastKnownGood | undefined> {
+  const lookup = (text: string): string | undefined => resolved.get(text)
+  const file = parseSetting(collected, 'vaultCacheFile', lookup)
+  const key = parseSetting(collected, 'vaultCacheKey', lookup)
+  const maxAge = parseSetting(collected, 'vaultCacheMaxAge', lookup)
+  if (file === undefined || key === undefined || maxAge === undefined) return undefined
+  return openLastKnownGood({
+    file,
+    key: Buffer.from(key, 'hex'),
+    maxAge,
+    failed: error =>
+      log.warn({ err: error, file }, 'the last known good values could not be written')
+  })
+}
+
+/** Told with what has no value: the file could have helped. */
+export function refusedCache(lastKnownGood: LastKnownGood | undefined): readonly Problem[] {
+  if (lastKnownGood?.refused === undefined) return []
+  return [
+    {
+      code: 'POSTERN_VAULT_CACHE_REFUSED',
+      message: lastKnownGood.refused.message,
+      fix: 'Give the key it was written with, or delete the file.',
+      place: { file: 'environment', line: 1, column: 1, path: 'POSTERN_VAULT_CACHE_FILE' }
+    }
+  ]
 }
 
 /** Fields of a default vault that authenticate the gateway, by what their names have in common. */
@@ -163,10 +240,12 @@ export interface Use {
 /** Resolves every reference of a configuration and of `more`, each resource once. */
 export async function resolveAll(
   { config, set }: Loaded,
-  more: readonly Use[] = []
+  more: readonly Use[] = [],
+  options: LoadOptions = {}
 ): Promise<ReadonlyMap<string, Outcome>> {
   const outcomes = await set.load(
-    uniqueReferences([...config.uses, ...more].flatMap(use => use.references))
+    uniqueReferences([...config.uses, ...more].flatMap(use => use.references)),
+    options
   )
   maskOutcomes(outcomes)
   return outcomes

@@ -53,6 +53,22 @@ export function secretText(least: number): Parse<string> {
   }
 }
 
+/** A key of 32 bytes, hexadecimal or base64, or the path of a file that holds one; gives it as hexadecimal. */
+export const key32: Parse<string> = value => {
+  const written = existsSync(value) ? readFileSync(value, 'utf8').trim() : value
+  const bytes = /^[0-9a-f]{64}$/i.test(written)
+    ? Buffer.from(written, 'hex')
+    : /^[A-Za-z0-9+/_-]{43}=?$/.test(written)
+      ? Buffer.from(written, 'base64')
+      : undefined
+  if (bytes?.length !== 32)
+    throw new Misfit(
+      'is no key of 32 bytes',
+      'Write 64 hexadecimal digits or base64 (`openssl rand -base64 32`), or the path of a file with it.'
+    )
+  return bytes.toString('hex')
+}
+
 /** `on` or `off`, as Kong writes booleans; `true` and `false` mean the same. */
 export const toggle: Parse<boolean> = value => {
   const known: Readonly<Record<string, boolean>> = {
@@ -518,7 +534,8 @@ export const redisUrl: Parse<string> = value => {
   return value
 }
 
-function list(value: string): readonly string[] {
+/** Items separated by commas. */
+export function list(value: string): readonly string[] {
   return value
     .split(',')
     .map(part => part.trim())

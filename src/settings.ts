@@ -17,6 +17,8 @@ import {
   dnsOrder,
   fieldName,
   headerChoice,
+  key32,
+  list,
   listeners,
   Misfit,
   nameServers,
@@ -202,6 +204,25 @@ export const settingsTable = {
     default: 'strict',
     parse: choice<'strict' | 'degraded'>({ strict: 'strict', degraded: 'degraded' }),
     doc: 'strict refuses to start without every secret; degraded answers 503 where one lacks.'
+  }),
+  vaultCacheFile: setting('POSTERN_VAULT_CACHE_FILE', {
+    parse: text,
+    doc: 'File that keeps the last known good secrets, encrypted, for a start while vaults give no answer.'
+  }),
+  vaultCacheKey: setting('POSTERN_VAULT_CACHE_KEY', {
+    secret: true,
+    parse: key32,
+    doc: 'Its key: 32 bytes as hexadecimal or base64, or the path of a file that holds them.'
+  }),
+  vaultCacheMaxAge: setting('POSTERN_VAULT_CACHE_MAX_AGE', {
+    default: '7d',
+    parse: seconds(1),
+    doc: 'Seconds since a vault last confirmed a secret, after which it is no longer taken from that file.'
+  }),
+  vaultBackends: setting('POSTERN_VAULT_BACKENDS', {
+    default: '',
+    parse: list,
+    doc: 'Modules of own types of vaults, separated by commas: paths, or names of packages.'
   }),
   secretGrace: setting('POSTERN_SECRET_GRACE', {
     default: '3600',
@@ -544,6 +565,24 @@ export function parseSettings(
 }
 
 /**
+ * One setting, before the others are parsed. Undefined when it is not set, or cannot be what it is:
+ * then parseSettings tells.
+ */
+export function parseSetting<K extends Name>(
+  collected: Collected,
+  name: K,
+  lookup: (reference: string) => string | undefined
+): Values[K] | undefined {
+  const row = settingsTable[name]
+  const { variable, text } = collected.authored.get(name) ?? { variable: '', text: row.default }
+  if (text === undefined) return undefined
+  const referring = collected.references.some(reference => reference.name === name)
+  return attempt(variable, [], () =>
+    row.parse(referring ? resolve(text, lookup) : text, () => {})
+  ) as Values[K] | undefined
+}
+
+/**
  * Where the configuration comes from, as far as the environment tells it without asking a vault.
  * Throws ConfigError when it stands in a vault itself.
  */
@@ -637,6 +676,8 @@ function checkPair({ sslCert, sslCertKey }: Values, problems: Problem[]): void {
 /** Settings that mean nothing without another: who may sign must be told, not only for whom. */
 function checkTogether(values: Values, problems: Problem[]): void {
   for (const [name, other] of [
+    ['vaultCacheFile', 'vaultCacheKey'],
+    ['vaultCacheKey', 'vaultCacheFile'],
     ['webhookGcpAudience', 'webhookGcpAccount'],
     ['webhookGcpAccount', 'webhookGcpAudience'],
     ['webhookAzureAudience', 'webhookAzureTenant'],
