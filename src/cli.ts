@@ -50,7 +50,7 @@ async function main(argv: readonly string[]): Promise<number> {
     case 'vault':
       return (await import('./commands/vault.ts')).vault(env, words, values)
     case 'schema':
-      return (await import('./commands/schema.ts')).schema(words)
+      return (await import('./commands/schema.ts')).schema(process.env, words)
     case 'reload':
       return (await import('./commands/ask.ts')).ask(env, 'POST', '/reload')
     case 'healthcheck':

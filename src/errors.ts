@@ -66,6 +66,7 @@ export const VaultMisconfigured = createError<[string, string]>(
 export const PluginSetupFailed = createError<[string, string]>(
   'POSTERN_PLUGIN_SETUP',
   'The plugin %s does not take its configuration: %s'
+)
 export const KnownGoodRefused = createError<[string, string]>(
   'POSTERN_VAULT_CACHE_REFUSED',
   'The last known good values in %s are not used: %s'

@@ -15,7 +15,9 @@ import {
   type Settings,
   settingsTable
 } from './settings.ts'
-import { backendTypes, builtInBackends } from './vault/backends/index.ts'
+import type { BackendType } from './vault/backend.ts'
+import { loadBackends, type UnusableBackend } from './vault/backends/custom.ts'
+import { builtInBackends } from './vault/backends/index.ts'
 import { type LastKnownGood, openLastKnownGood } from './vault/last-known-good.ts'
 import type { Observe } from './vault/observation.ts'
 import { parseReference, type Reference } from './vault/reference.ts'
@@ -56,15 +58,39 @@ export class VaultLog {
   }
 }
 
+/**
+ * Reads the environment, with the types of vaults that its POSTERN_VAULT_BACKENDS adds. Throws
+ * ConfigError with every problem.
+ */
+export async function collect(env: Environment): Promise<Collected> {
+  return collectSettings(env, await vaultTypes(env))
+}
+
+/** Every type of vault: those included, and those of POSTERN_VAULT_BACKENDS. Throws ConfigError. */
+export async function vaultTypes(env: Environment): Promise<readonly BackendType[]> {
+  const included = builtInBackends(env)
+  const { variable, parse } = settingsTable.vaultBackends
+  const modules = parse(env[variable] ?? '', () => {})
+  if (modules.length === 0) return included
+  try {
+    const names = included.map(({ name }) => name)
+    return [...included, ...(await loadBackends(modules, names))]
+  } catch (error) {
+    const { message, fix } = error as UnusableBackend
+    const place = { file: 'environment', line: 1, column: 1, path: variable }
+    throw new ConfigError([{ code: 'POSTERN_SETTING_INVALID', message, fix, place }])
+  }
+}
+
 /** The vaults of a process with this environment; nothing is asked yet. */
 export function openVaults(
   env: Environment,
-  { vaultDefaults }: Collected,
+  { types, vaultDefaults }: Collected,
   log = new VaultLog(),
   observe: Observe = () => {}
 ): Vaults {
   return createVaults({
-    backendTypes: builtInBackends(env),
+    backendTypes: types,
     defaults: vaultDefaults,
     environment: { env, log },
     observe
@@ -92,7 +118,7 @@ export async function prepareSettings(
   env: Environment,
   { observe, lastKnownGood: keeps = false }: PrepareOptions = {}
 ): Promise<Prepared> {
-  const collected = collectSettings(env)
+  const collected = await collect(env)
   const vaultLog = new VaultLog()
   const vaults = openVaults(env, collected, vaultLog, observe)
   const set = vaults.prepare([])
@@ -201,7 +227,7 @@ export async function readConfig(
   const config = loadConfig(text, {
     file,
     plugins,
-    vaultTypes: backendTypes,
+    vaultTypes: vaults.backendTypes,
     vaultCheck(reference, entities) {
       const complaint = vaults.check(reference, entities)
       return tolerant && complaint?.environment ? undefined : complaint

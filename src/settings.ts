@@ -36,7 +36,8 @@ import {
   whole,
   workerCount
 } from './setting-values.ts'
-import { backendTypes } from './vault/backends/index.ts'
+import type { BackendType } from './vault/backend.ts'
+import { builtInBackends } from './vault/backends/index.ts'
 import { parseTemplate } from './vault/reference.ts'
 
 export { type Listener, trustedPeers } from './setting-values.ts'
@@ -426,6 +427,8 @@ export type VaultDefaults = Readonly<Record<string, Readonly<Record<string, stri
 
 /** An environment that was read but for the references in it. */
 export interface Collected {
+  /** Every type of vault there is. */
+  readonly types: readonly BackendType[]
   readonly vaultDefaults: VaultDefaults
   readonly references: readonly SettingReference[]
   readonly warnings: readonly Problem[]
@@ -443,17 +446,24 @@ const FIELD_SPELLINGS: Readonly<Record<string, readonly string[]>> = {
   base64_decode: ['base64_decode', 'decode_base64']
 }
 
+type VaultFields = ReadonlyMap<string, { readonly type: string; readonly field: string }>
+
 /** The field each variable of a default vault sets, by its name after POSTERN_ or KONG_. */
-const vaultFields: ReadonlyMap<string, { readonly type: string; readonly field: string }> = new Map(
-  backendTypes.flatMap(({ name: type, schema }) =>
-    fieldsOf(vaultConfigSchema(schema)).flatMap(field =>
-      (FIELD_SPELLINGS[field] ?? [field]).map(
-        spelling =>
-          [`VAULT_${type.replaceAll('-', '_')}_${spelling}`.toUpperCase(), { type, field }] as const
+function vaultFieldsOf(types: readonly BackendType[]): VaultFields {
+  return new Map(
+    types.flatMap(({ name: type, schema }) =>
+      fieldsOf(vaultConfigSchema(schema)).flatMap(field =>
+        (FIELD_SPELLINGS[field] ?? [field]).map(
+          spelling =>
+            [
+              `VAULT_${type.replaceAll('-', '_')}_${spelling}`.toUpperCase(),
+              { type, field }
+            ] as const
+        )
       )
     )
   )
-)
+}
 
 /** Values of Kong's other settings that this gateway fulfils anyway. */
 const FULFILLED: Readonly<Record<string, readonly string[]>> = {
@@ -477,7 +487,11 @@ const SERVICE_LINK =
  * First step: reads every variable, and parses what holds no reference. Throws ConfigError with all
  * problems.
  */
-export function collectSettings(env: Environment): Collected {
+export function collectSettings(
+  env: Environment,
+  types: readonly BackendType[] = builtInBackends(env)
+): Collected {
+  const vaultFields = vaultFieldsOf(types)
   const given = Object.keys(env).filter(name => env[name] !== undefined && env[name] !== '')
   const problems: Problem[] = []
   const warnings: Problem[] = []
@@ -505,7 +519,7 @@ export function collectSettings(env: Environment): Collected {
       vaultDefaults[vault.type] = { ...vaultDefaults[vault.type], [vault.field]: env[variable]! }
     } else if (SERVICE_LINK.test(variable)) continue
     else if (variable.startsWith('KONG_')) unsupported.push(variable)
-    else problems.push(unknown(variable))
+    else problems.push(unknown(variable, vaultFields))
   }
   if (unsupported.length > 0) {
     warnings.push({
@@ -528,7 +542,7 @@ export function collectSettings(env: Environment): Collected {
   const pending = new Set(references.map(({ name }) => name))
   parseValues(authored, name => !pending.has(name), problems, warnings)
   if (problems.length > 0) throw new ConfigError(problems)
-  return { vaultDefaults, references, warnings, authored }
+  return { types, vaultDefaults, references, warnings, authored }
 }
 
 /**
@@ -761,7 +775,7 @@ function attempt<T>(variable: string, problems: Problem[], read: () => T): T | u
   }
 }
 
-function unknown(variable: string): Problem {
+function unknown(variable: string, vaultFields: VaultFields): Problem {
   const rows: readonly Setting[] = Object.values(settingsTable)
   const own = [
     ...rows.map(row => row.variable),

@@ -1,6 +1,6 @@
 import http from 'node:http'
-import { prepareSettings } from '../resolve.ts'
-import { collectSettings, type Environment, type Listener, settingsTable } from '../settings.ts'
+import { collect, prepareSettings } from '../resolve.ts'
+import { type Environment, type Listener, settingsTable } from '../settings.ts'
 import { out, tell } from './command.ts'
 
 /** Milliseconds the running gateway has to answer. */
@@ -30,7 +30,7 @@ export async function ask(env: Environment, method: 'GET' | 'POST', path: string
 
 /** Asks a vault only when the address itself stands in one: a health check runs often. */
 async function statusListener(env: Environment): Promise<Listener | undefined> {
-  const collected = collectSettings(env)
+  const collected = await collect(env)
   if (!collected.references.some(({ name }) => name === 'statusListen')) {
     const { parse, default: standard } = settingsTable.statusListen
     return parse(collected.authored.get('statusListen')?.text ?? standard!, () => {})

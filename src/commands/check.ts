@@ -3,6 +3,7 @@ import type { Config } from '../config.ts'
 import { ConfigError, type Problem } from '../errors.ts'
 import { renderProblems } from '../report.ts'
 import {
+  collect,
   type Loaded,
   openVaults,
   problemsOf,
@@ -10,13 +11,7 @@ import {
   resolveAll,
   unresolvedUses
 } from '../resolve.ts'
-import {
-  type Collected,
-  collectSettings,
-  configSource,
-  type Environment,
-  parseSettings
-} from '../settings.ts'
+import { type Collected, configSource, type Environment, parseSettings } from '../settings.ts'
 import { parseReference } from '../vault/reference.ts'
 import type { Outcome, Vaults } from '../vault/vaults.ts'
 import { atMost, colorOf, type Options, out, outJson, tell, withFile } from './command.ts'
@@ -41,7 +36,7 @@ export async function check(
   let vaults: Vaults | undefined
   try {
     const source = withFile(env, words[0])
-    const collected = collectSettings(source)
+    const collected = await collect(source)
     vaults = openVaults(source, collected)
     loaded = await readConfig(configSource(collected), vaults, !options.resolve)
     const warnings = [...collected.warnings, ...loaded.config.warnings]

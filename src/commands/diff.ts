@@ -3,8 +3,8 @@ import type { Config } from '../config.ts'
 import { type ConfigDiff, diffConfigs } from '../diff.ts'
 import { ConfigError } from '../errors.ts'
 import { plugins } from '../plugins/index.ts'
-import { openVaults, readConfig } from '../resolve.ts'
-import { collectSettings, type Environment } from '../settings.ts'
+import { collect, openVaults, readConfig } from '../resolve.ts'
+import type { Environment } from '../settings.ts'
 import { colorOf, type Options, out, outJson, tell, UsageError } from './command.ts'
 
 /** `postern diff OLD NEW`: 0 when both serve the same, 1 when they do not, 2 when one is not valid. */
@@ -16,7 +16,7 @@ export async function diff(
   const [old, next, ...more] = words
   if (old === undefined || next === undefined || more.length > 0)
     throw new UsageError('diff needs two files: OLD NEW.')
-  const vaults = openVaults(env, collectSettings(env))
+  const vaults = openVaults(env, await collect(env))
   try {
     const read = async (config: string): Promise<Config> =>
       (await readConfig({ config, configString: undefined }, vaults, true)).config

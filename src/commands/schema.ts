@@ -1,16 +1,17 @@
 import { plugins } from '../plugins/index.ts'
+import { vaultTypes } from '../resolve.ts'
 import { describeSchema } from '../schema/describe.ts'
 import { vaultConfigSchema } from '../schema/vault-config.ts'
-import { backendTypes } from '../vault/backends/index.ts'
+import type { Environment } from '../settings.ts'
 import { atMost, out, outJson, tell, UsageError } from './command.ts'
 
 /** `postern schema [plugin|vault NAME]`: names, or one JSON Schema. */
-export function schema(words: readonly string[]): number {
+export async function schema(env: Environment, words: readonly string[]): Promise<number> {
   const [first, second] = words
   if (first === undefined) {
     const names = (list: readonly { readonly name: string }[]): string =>
       list.map(({ name }) => name).join(', ')
-    out(`plugins: ${names(plugins)}\nvaults: ${names(backendTypes)}`)
+    out(`plugins: ${names(plugins)}\nvaults: ${names(await vaultTypes(env))}`)
     return 0
   }
   const chosen = first === 'plugin' || first === 'vault'
@@ -20,7 +21,7 @@ export function schema(words: readonly string[]): number {
   if (name === undefined) throw new UsageError(`schema ${kind} needs a name.`)
   const found =
     kind === 'vault'
-      ? backendTypes.find(type => type.name === name)
+      ? (await vaultTypes(env)).find(type => type.name === name)
       : plugins.find(plugin => plugin.name === name)
   if (found === undefined) {
     tell(`There is no ${kind} "${name}". "postern schema" lists the names.`)

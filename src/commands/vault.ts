@@ -1,9 +1,8 @@
 import { fingerprinter } from '../fingerprint.ts'
 import { redactor } from '../redaction.ts'
 import { renderTable } from '../report.ts'
-import { openVaults, prepareSettings, readConfig } from '../resolve.ts'
-import { collectSettings, configSource, type Environment } from '../settings.ts'
-import { backendTypes } from '../vault/backends/index.ts'
+import { collect, openVaults, prepareSettings, readConfig } from '../resolve.ts'
+import { configSource, type Environment } from '../settings.ts'
 import { parseReference } from '../vault/reference.ts'
 import { ask } from './ask.ts'
 import { resolve } from './check.ts'
@@ -52,7 +51,7 @@ async function get(env: Environment, word: string, options: Options): Promise<nu
   )
   const { settings, vaults } = await prepareSettings(env)
   // A default vault needs no file; a prefix of the file's own vaults does.
-  const set = backendTypes.some(type => type.name === reference.vault)
+  const set = vaults.backendTypes.some(type => type.name === reference.vault)
     ? vaults.prepare([])
     : (await readConfig(settings, vaults)).set
   try {
@@ -97,7 +96,7 @@ async function get(env: Environment, word: string, options: Options): Promise<nu
 }
 
 async function list(env: Environment, options: Options): Promise<number> {
-  const collected = collectSettings(env)
+  const collected = await collect(env)
   const vaults = openVaults(env, collected)
   const loaded = await readConfig(configSource(collected), vaults)
   try {

@@ -69,3 +69,8 @@ export interface BackendType<S extends TSchema = TSchema> {
     environment: BackendEnvironment
   ): Backend | Promise<Backend>
 }
+
+/** A type of vault as it is; lets an editor and the compiler know what it must have. */
+export function defineBackend<const T extends BackendType>(type: T): T {
+  return type
+}

@@ -35,8 +35,8 @@ const OUTCOMES: Readonly<Record<string, ReadOutcome>> = {
   POSTERN_VAULT_SETTINGS: 'malformed'
 }
 
-/** A call ran into its time-out. */
-class NoAnswer extends VaultUnreachable {}
+/** Errors of calls that ran into their time-out. */
+const timedOut = new WeakSet<object>()
 
 /** What an error of a backend says of the call; an error without one of the codes is `unreachable`. */
 export function outcomeOf(error: unknown): Exclude<ReadOutcome, 'ok'> {
@@ -105,7 +105,7 @@ export class Gate {
       } catch (error) {
         outcome = outcomeOf(error)
         if (outcome === 'throttled') this.#slowDown(error)
-        if (error instanceof NoAnswer) this.#hearNothing()
+        if (timedOut.has(error as object)) this.#hearNothing()
         else this.#unanswered = 0
         throw error
       } finally {
@@ -130,10 +130,11 @@ export class Gate {
     const aborter = new AbortController()
     const aborted = Promise.withResolvers<never>()
     aborter.signal.addEventListener('abort', () => aborted.reject(aborter.signal.reason))
-    const timer = setTimeout(
-      () => aborter.abort(new NoAnswer(resource, `no answer within ${timeout} s`)),
-      timeout * 1000
-    )
+    const timer = setTimeout(() => {
+      const error = new VaultUnreachable(resource, `no answer within ${timeout} s`)
+      timedOut.add(error)
+      aborter.abort(error)
+    }, timeout * 1000)
     this.#underWay.add(aborter)
     try {
       // The race is for backends whose libraries do not heed the signal.

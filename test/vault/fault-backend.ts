@@ -128,3 +128,6 @@ function openHttp(url: string): Backend {
     close: () => agent.destroy()
   }
 }
+
+/** As a module of POSTERN_VAULT_BACKENDS this file gives both. */
+export default [httpBackend, probingBackend]

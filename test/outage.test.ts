@@ -1,0 +1,236 @@
+import { randomBytes } from 'node:crypto'
+import { once } from 'node:events'
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import https from 'node:https'
+import type { AddressInfo } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { generate } from 'selfsigned'
+import t, { type Test } from 'tap'
+import type { Problem } from '../src/errors.ts'
+import { certificateFor } from './certificates.ts'
+import { startGateway, startUpstream, type TestUpstream, until } from './harness.ts'
+import { startTestVault, type TestVault } from './vault/fault-backend.ts'
+
+const MODULE = join(import.meta.dirname, 'vault/fault-backend.ts')
+
+const environment = (vault: TestVault, more: Record<string, string> = {}) => ({
+  POSTERN_VAULT_BACKENDS: MODULE,
+  POSTERN_VAULT_HTTP_URL: vault.url,
+  POSTERN_VAULT_HTTP_TTL: '1',
+  POSTERN_VAULT_ROTATION_INTERVAL: '1',
+  ...more
+})
+
+const generated = await generate([{ name: 'commonName', value: 'authority.example' }], {
+  keyType: 'ec',
+  curve: 'P-256',
+  algorithm: 'sha256',
+  extensions: [
+    { name: 'basicConstraints', cA: true },
+    { name: 'subjectAltName', altNames: [{ type: 7, ip: '127.0.0.1' }] }
+  ]
+})
+const server = { cert: generated.cert, key: generated.private }
+const secure = https.createServer({ ...server }, (_, response) => response.end())
+secure.listen(0, '127.0.0.1')
+await once(secure, 'listening')
+t.teardown(() => secure.close())
+const secureUrl = `https://127.0.0.1:${(secure.address() as AddressInfo).port}`
+
+/** One route without secrets, and one for each kind of thing that needs one. */
+const configuration = (upstream: TestUpstream) => ({
+  services: [
+    { name: 'open', url: upstream.url, routes: [{ name: 'open', paths: ['/open'] }] },
+    {
+      name: 'keyed',
+      url: upstream.url,
+      routes: [{ name: 'keyed', paths: ['/keyed'] }],
+      plugins: [{ name: 'key-auth' }]
+    },
+    {
+      name: 'logged',
+      url: upstream.url,
+      routes: [{ name: 'logged', paths: ['/logged'] }],
+      plugins: [
+        { name: 'http-log', config: { http_endpoint: `${upstream.url}/{vault://http/path}` } }
+      ]
+    },
+    {
+      name: 'client',
+      url: secureUrl,
+      tls_verify: false,
+      client_certificate: { id: 'd5a3d3a8-63b4-4f3f-8a55-8a1e1a5a3c01' },
+      routes: [{ name: 'client', paths: ['/client'] }]
+    },
+    {
+      name: 'trusting',
+      url: secureUrl,
+      tls_verify: true,
+      ca_certificates: ['d5a3d3a8-63b4-4f3f-8a55-8a1e1a5a3c02'],
+      routes: [{ name: 'trusting', paths: ['/trusting'] }]
+    }
+  ],
+  certificates: [
+    {
+      id: 'd5a3d3a8-63b4-4f3f-8a55-8a1e1a5a3c01',
+      cert: '{vault://http/pair/cert}',
+      key: '{vault://http/pair/key}'
+    }
+  ],
+  ca_certificates: [
+    { id: 'd5a3d3a8-63b4-4f3f-8a55-8a1e1a5a3c02', cert: '{vault://http/authority}' }
+  ],
+  consumers: [{ username: 'anna', keyauth_credentials: [{ key: '{vault://http/key}' }] }]
+})
+
+async function store(vault: TestVault): Promise<void> {
+  const pair = await certificateFor('client.example')
+  vault.put('pair', pair)
+  vault.put('authority', server.cert)
+  vault.put('path', 'records')
+  vault.put('key', 'annas-key')
+}
+
+async function rejection(start: Promise<unknown>): Promise<{ code?: string; problems: Problem[] }> {
+  try {
+    await start
+  } catch (error) {
+    return error as { code?: string; problems: Problem[] }
+  }
+  throw new Error('it started')
+}
+
+async function temporaryFile(t: Test): Promise<string> {
+  const folder = await mkdtemp(join(tmpdir(), 'postern-outage-'))
+  t.teardown(() => rm(folder, { recursive: true }))
+  return join(folder, 'known-good')
+}
+
+await t.test('a strict start tells every reference, its place and why', async t => {
+  await using upstream = await startUpstream()
+  await using vault = await startTestVault()
+  await store(vault)
+  vault.secrets.delete('key')
+  vault.secrets.delete('path')
+  const config = configuration(upstream)
+  const absent = await rejection(startGateway(config, { env: environment(vault) }))
+  t.match(
+    absent.problems.map(({ code, reference, place }) => [code, reference, place.path]).sort(),
+    [
+      ['POSTERN_VAULT_ABSENT', '{vault://http/key}', 'consumers[0].keyauth_credentials[0].key'],
+      ['POSTERN_VAULT_ABSENT', '{vault://http/path}', 'services[2].plugins[0].config.http_endpoint']
+    ]
+  )
+  await vault.fault('refused')
+  const { problems } = await rejection(startGateway(config, { env: environment(vault) }))
+  t.equal(problems.length, 5)
+  t.ok(problems.every(({ code, place }) => code === 'POSTERN_VAULT_UNREACHABLE' && place.line > 0))
+})
+
+await t.test('a degraded start fails closed where a secret lacks, and heals', async t => {
+  await using upstream = await startUpstream()
+  await using vault = await startTestVault()
+  await vault.fault('unavailable')
+  await using gateway = await startGateway(configuration(upstream), {
+    env: environment(vault, { POSTERN_VAULT_START: 'degraded' })
+  })
+  const status = async (path: string, headers = {}) =>
+    (await gateway.fetch(path, { headers })).status
+  t.equal(await status('/open'), 200, 'what needs no secret is served')
+  for (const path of ['/logged', '/client', '/trusting']) t.equal(await status(path), 503, path)
+  t.equal(await status('/keyed'), 401)
+  for (const apikey of ['', 'undefined', '[secret]', '{vault://http/key}'])
+    t.equal(await status('/keyed', { apikey }), 401, `"${apikey}" is no key`)
+  const ready = await gateway.status('/status/ready')
+  t.equal(ready.status, 503)
+  t.match(ready.json().reasons[0], /has no value \(unreachable/)
+  t.equal(upstream.requests.length, 1, 'nothing else went upstream')
+  await store(vault)
+  await vault.fault(undefined)
+  await until(async () => (await gateway.status('/status/ready')).status === 200, 'readiness')
+  for (const path of ['/open', '/logged', '/client', '/trusting'])
+    t.equal(await status(path), 200, path)
+  t.equal(await status('/keyed', { apikey: 'annas-key' }), 200)
+  t.equal(await status('/keyed', { apikey: '' }), 401)
+})
+
+await t.test('a value that does not fit is none in a degraded start', async t => {
+  await using upstream = await startUpstream()
+  await using vault = await startTestVault()
+  await store(vault)
+  vault.put('pair', { cert: 'no certificate', key: 'no key' })
+  const config = configuration(upstream)
+  const { problems } = await rejection(startGateway(config, { env: environment(vault) }))
+  t.match(problems, [{ code: 'POSTERN_CONFIG_RESOLVED' }])
+  await using gateway = await startGateway(config, {
+    env: environment(vault, { POSTERN_VAULT_START: 'degraded' })
+  })
+  t.equal((await gateway.fetch('/client')).status, 503)
+  t.equal((await gateway.fetch('/logged')).status, 200)
+  await store(vault)
+  await until(async () => (await gateway.fetch('/client')).status === 200, 'the pair in force')
+})
+
+await t.test('a restart during an outage serves the last known good values', async t => {
+  await using upstream = await startUpstream()
+  await using vault = await startTestVault()
+  await store(vault)
+  const file = await temporaryFile(t)
+  const env = environment(vault, {
+    POSTERN_VAULT_CACHE_FILE: file,
+    POSTERN_VAULT_CACHE_KEY: randomBytes(32).toString('base64')
+  })
+  const config = configuration(upstream)
+  await (await startGateway(config, { env })).close()
+  t.notMatch(await readFile(file, 'utf8'), /annas-key|BEGIN/)
+  await vault.fault('refused')
+  const gateway = await startGateway(config, { env })
+  const keyed = async (apikey: string) =>
+    (await gateway.fetch('/keyed', { headers: { apikey } })).status
+  t.equal(await keyed('annas-key'), 200)
+  t.equal((await gateway.status('/status/ready')).status, 200)
+  const references = (await gateway.status('/vaults')).json().references
+  t.ok(
+    references.every((each: object) => (each as { source?: string }).source === 'last-known-good')
+  )
+  vault.put('key', 'another-key')
+  await vault.fault(undefined)
+  await until(async () => (await keyed('another-key')) === 200, 'the vault to be believed again')
+  await vault.fault('denied')
+  await until(async () => {
+    const { references } = (await gateway.status('/vaults')).json()
+    return references.every((each: { last_error?: string }) => /403/.test(each.last_error ?? ''))
+  }, 'the denials to be noticed')
+  await gateway.close()
+  await vault.fault('refused')
+  const { problems } = await rejection(startGateway(config, { env }))
+  t.equal(problems.length, 5, 'what was denied does not come back')
+})
+
+await t.test('a file of another key, or a damaged one, is told and not used', async t => {
+  await using upstream = await startUpstream()
+  await using vault = await startTestVault()
+  await store(vault)
+  const file = await temporaryFile(t)
+  const key = randomBytes(32).toString('hex')
+  const env = environment(vault, { POSTERN_VAULT_CACHE_FILE: file, POSTERN_VAULT_CACHE_KEY: key })
+  const config = configuration(upstream)
+  await (await startGateway(config, { env })).close()
+  await vault.fault('refused')
+  const other = { ...env, POSTERN_VAULT_CACHE_KEY: randomBytes(32).toString('hex') }
+  const foreign = await rejection(startGateway(config, { env: other }))
+  t.match(foreign.problems.at(-1), {
+    code: 'POSTERN_VAULT_CACHE_REFUSED',
+    message: /another POSTERN_VAULT_CACHE_KEY/
+  })
+  await writeFile(file, (await readFile(file, 'utf8')).slice(0, -20))
+  const damaged = await rejection(startGateway(config, { env }))
+  t.match(damaged.problems.at(-1), { code: 'POSTERN_VAULT_CACHE_REFUSED', message: /damaged/ })
+  await vault.fault(undefined)
+  const gateway = await startGateway(config, { env: other })
+  await gateway.close()
+  await vault.fault('refused')
+  await (await startGateway(config, { env: other })).close()
+  t.pass('it was written anew with the other key')
+})
