@@ -8,12 +8,16 @@ import { join } from 'node:path'
 import { styleText } from 'node:util'
 
 // Shows the gateway's main job with nothing else installed: every line it prints about an answer
-// comes from a real request. Ends with Ctrl-C.
+// comes from a real request. Ends with Ctrl-C, or by itself with --once.
 
-const GATEWAY = process.env.DEMO_GATEWAY ?? 'http://127.0.0.1:8000'
-const STATUS = 'http://127.0.0.1:8007'
+const LISTEN = process.env.POSTERN_PROXY_LISTEN ?? '127.0.0.1:8000'
+const STATUS_LISTEN = process.env.POSTERN_STATUS_LISTEN ?? '127.0.0.1:8007'
+const GATEWAY = `http://${LISTEN}`
+const STATUS = `http://${STATUS_LISTEN}`
 const UPSTREAM_PORT = 9100
 const COLLECTOR_PORT = 9101
+/** Milliseconds any one thing may take, on a slow machine too. */
+const PATIENCE = 60_000
 
 const color = process.stdout.isTTY === true && process.env.NO_COLOR === undefined
 const say = (text: string): void => console.log(text)
@@ -44,7 +48,8 @@ async function waitFor<T>(
   what: string,
   poll: () => T | undefined | Promise<T | undefined>
 ): Promise<T> {
-  for (let i = 0; i < 300; i++) {
+  const end = Date.now() + PATIENCE
+  while (Date.now() < end) {
     const value = await poll()
     if (value !== undefined) return value
     await new Promise(resolve => setTimeout(resolve, 50))
@@ -91,6 +96,8 @@ const gateway = spawn(
       ...process.env,
       DEMO_API_KEY: apiKey,
       POSTERN_VAULT_FS_PREFIX: secrets,
+      POSTERN_PROXY_LISTEN: LISTEN,
+      POSTERN_STATUS_LISTEN: STATUS_LISTEN,
       POSTERN_LOG_LEVEL: process.env.POSTERN_LOG_LEVEL ?? 'warn'
     }
   }
@@ -171,6 +178,7 @@ try {
   say(`  echo another-token > ${join(secrets, 'log-token')}   # rotate it again`)
   say(`  curl ${STATUS}/vaults                             # what the gateway knows of its secrets`)
   say(`  curl ${STATUS}/status`)
+  if (process.argv.includes('--once')) await end(0)
 } catch (error) {
   say(`\nThe demo failed: ${(error as Error).message}`)
   await end(1)

@@ -30,17 +30,29 @@ export const fsBackend: BackendType = {
   local: true,
   open(config): Backend {
     const root = config.prefix as string
+    /** What was read last of each resource. */
+    const seen = new Map<string, string | undefined>()
     return {
       async fetch(resource, _version, signal) {
         signal.throwIfAborted()
-        return readSecret(root, resource)
+        const fetched = await readSecret(root, resource)
+        seen.set(resource, fetched?.version)
+        return fetched
       },
       watch(resource, changed) {
         if (!isInside(resource)) return () => {}
         const path = join(root, resource)
         const listener = (): void => changed()
         watchFile(path, { interval: WATCH_INTERVAL, persistent: false }, listener)
-        return () => unwatchFile(path, listener)
+        // The watch compares with what it found at first, which may be newer than what was read.
+        const first = setTimeout(async () => {
+          const now = await readSecret(root, resource).catch(() => undefined)
+          if (now?.version !== seen.get(resource)) changed()
+        }, WATCH_INTERVAL).unref()
+        return () => {
+          clearTimeout(first)
+          unwatchFile(path, listener)
+        }
       }
     }
   }

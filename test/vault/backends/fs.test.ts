@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import t from 'tap'
 import { fsBackend } from '../../../src/vault/backends/fs.ts'
+import { until } from '../../harness.ts'
 import { backendContract, withoutFaults } from '../backend-contract.ts'
 
 await backendContract(t, 'fs', async () => {
@@ -23,4 +24,20 @@ await backendContract(t, 'fs', async () => {
     close: () => rm(root, { recursive: true }),
     skip: withoutFaults('a file system has no such fault that a test could switch on')
   }
+})
+
+await t.test('a change between the read and the first look of the watch is noticed', async t => {
+  const root = await mkdtemp(join(tmpdir(), 'postern-fs-'))
+  t.teardown(() => rm(root, { recursive: true }))
+  const backend = await fsBackend.open({ prefix: root }, undefined as never)
+  await writeFile(join(root, 'token'), 'one')
+  const { signal } = new AbortController()
+  t.equal((await backend.fetch('token', undefined, signal))?.value, 'one')
+  await writeFile(join(root, 'next'), 'two')
+  await rename(join(root, 'next'), join(root, 'token'))
+  let changes = 0
+  const stop = backend.watch!('token', () => changes++)
+  t.teardown(stop)
+  await until(() => changes === 1, 'a notice')
+  t.equal((await backend.fetch('token', undefined, signal))?.value, 'two')
 })
