@@ -1,8 +1,11 @@
 import t from 'tap'
+import { certificateFor } from '../certificates.ts'
+import { until } from '../harness.ts'
 import { hcvContract } from '../vault/hcv/contract.ts'
-import { hcvScenarios, type SetUpDatabase } from '../vault/hcv/scenarios.ts'
+import { example } from '../vault/hcv/example.ts'
+import { hcvScenarios, opener, type SetUpDatabase } from '../vault/hcv/scenarios.ts'
 import { behindFaults } from './fault-proxy.ts'
-import { startOpenBao } from './openbao.ts'
+import { startLastingOpenBao, startOpenBao } from './openbao.ts'
 import { startPostgres } from './postgres.ts'
 import { missing } from './server.ts'
 
@@ -31,4 +34,40 @@ const onPostgres: SetUpDatabase = async (t, server, { ttl, maxTtl }) => {
 await t.test('a real OpenBao', { skip: missing('bao') }, async t => {
   await hcvContract(t, async () => behindFaults(await startOpenBao()))
   await hcvScenarios(t, startOpenBao, missing('initdb') || onPostgres)
+})
+
+await t.test('a real OpenBao over TLS: cert', { skip: missing('bao') }, async t => {
+  const tls = await certificateFor('127.0.0.1')
+  const client = await certificateFor('gateway')
+  const stranger = await certificateFor('stranger')
+  await using bao = await startLastingOpenBao({ tls })
+  await bao.call('POST', 'secret/data/app', { data: { a: '1' } })
+  await bao.call('PUT', 'sys/policies/acl/gateway', {
+    policy: 'path "secret/*" { capabilities = ["read"] }'
+  })
+  await bao.call('POST', 'sys/auth/cert', { type: 'cert' })
+  await bao.call('POST', 'auth/cert/certs/gateway', {
+    certificate: client.cert,
+    token_policies: ['gateway'],
+    token_ttl: '3s'
+  })
+  const { open } = opener(t)
+  const settings = example('cert', {
+    port: bao.port,
+    protocol: 'https',
+    ssl_ca: tls.cert,
+    cert_auth_cert: client.cert,
+    cert_auth_cert_key: client.key
+  })
+  const vault = await open(settings)
+  t.strictSame((await vault.fetch('app'))?.value, { a: '1' })
+  const first = vault.backend.health!().tokenExpiresAt!
+  await until(() => vault.backend.health!().tokenExpiresAt! > first + 1000, 'it is renewed')
+  const other = { cert_auth_cert: stranger.cert, cert_auth_cert_key: stranger.key }
+  for (const wrong of [other, { cert_auth_role_name: 'unknown' }]) {
+    await t.rejects((await open({ ...settings, ...wrong })).fetch('app'), {
+      code: 'POSTERN_VAULT_DENIED',
+      message: /client certificate was not accepted/
+    })
+  }
 })
