@@ -440,7 +440,7 @@ export async function hcvScenarios(t: Test, start: Start, setUpDatabase: SetUpDa
         (await server.call('POST', 'auth/token/create', terms)).auth.client_token
       const { open, warnings } = opener(t)
       const settings = { port: server.port, kv: 'v2' }
-      const renewed = await open({ ...settings, token: await make({ ttl: '3s' }) })
+      const renewed = await open({ ...settings, token: await make({ ttl: '6s' }) })
       const ends = await open({ ...settings, token: await make({ ttl: '2s', renewable: false }) })
       await renewed.fetch('app')
       await ends.fetch('app')

@@ -1,5 +1,5 @@
 import { createHash, createHmac, type Hash, type Hmac } from 'node:crypto'
-import type { AwsCredentialIdentityProvider } from '@smithy/types'
+import type { fromNodeProviderChain as chain } from '@aws-sdk/credential-providers'
 import { VaultUnreachable } from '../../../errors.ts'
 import { type LoginContext, type LoginRequest, loginPath } from './login.ts'
 import type { HcvSettings } from './settings.ts'
@@ -9,6 +9,8 @@ const LOGIN_PATH = '/v1/auth/aws/login'
 const METADATA_HOST = 'http://169.254.169.254'
 const SESSION_NAME = 'postern'
 const IDENTITY_CALL = 'Action=GetCallerIdentity&Version=2011-06-15'
+
+type Credentials = ReturnType<typeof chain>
 
 /** Logs in as this EC2 instance, by its signed identity document and the nonce of its first login. */
 export async function ec2Login({ settings, env, signal }: LoginContext): Promise<LoginRequest> {
@@ -77,12 +79,12 @@ function stsHost(region: string): string {
   return `sts.${region}.amazonaws.com${region.startsWith('cn-') ? '.cn' : ''}`
 }
 
-async function credentialsOf(settings: HcvSettings): Promise<AwsCredentialIdentityProvider> {
+async function credentialsOf(settings: HcvSettings): Promise<Credentials> {
   const { fromNodeProviderChain, fromTemporaryCredentials } = await import(
     '@aws-sdk/credential-providers'
   )
   const { aws_access_key_id: accessKeyId, aws_secret_access_key: secretAccessKey } = settings
-  const own: AwsCredentialIdentityProvider =
+  const own: Credentials =
     accessKeyId === undefined
       ? fromNodeProviderChain()
       : async () => ({ accessKeyId, secretAccessKey: secretAccessKey! })

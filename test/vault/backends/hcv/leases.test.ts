@@ -11,24 +11,24 @@ async function withDatabase(role: object): Promise<FakeVault> {
   return vault
 }
 
-const due = () => new Promise(resolve => setTimeout(resolve, 1100))
+const due = () => new Promise(resolve => setTimeout(resolve, 2100))
 
 await t.test('a lease that was revoked is followed by another', async t => {
-  await using vault = await withDatabase({ default_ttl: '3s', max_ttl: '1h' })
+  await using vault = await withDatabase({ default_ttl: '6s', max_ttl: '1h' })
   const { fetch } = await opener(t).open({ port: vault.port, token: 'root', mount: 'database' })
   const first = await fetch('creds/app')
-  t.equal(first?.ttl, 2)
+  t.equal(first?.ttl, 4)
   vault.leases.revoke(vault.leases.ids[0]!)
   await due()
   const next = await fetch('creds/app')
   t.not(next?.version, first?.version)
-  t.ok(vault.seen.some(({ path, body }) => RENEW.test(path) && body.increment === 3))
+  t.ok(vault.seen.some(({ path, body }) => RENEW.test(path) && body.increment === 6))
 })
 
 await t.test(
   'a renewal that finds the vault away is a failed read, not a new credential',
   async t => {
-    await using vault = await withDatabase({ default_ttl: '3s', max_ttl: '1h' })
+    await using vault = await withDatabase({ default_ttl: '6s', max_ttl: '1h' })
     const { fetch } = await opener(t).open({ port: vault.port, token: 'root', mount: 'database' })
     const first = await fetch('creds/app')
     await due()

@@ -6,6 +6,10 @@ import { type FakeVault, startFakeVault } from '../../hcv-server.ts'
 const LOGIN = /^auth\/approle\/login$/
 const RENEW = /^auth\/token\/renew-self$/
 
+// Most of these wait for something, so they do so side by side.
+t.jobs = 4
+const buffered = true
+
 async function withSecret(): Promise<FakeVault> {
   const vault = await startFakeVault()
   for (const name of ['app', 'other']) {
@@ -17,7 +21,7 @@ async function withSecret(): Promise<FakeVault> {
 const count = (vault: FakeVault, path: RegExp) =>
   vault.seen.filter(seen => path.test(seen.path)).length
 
-await t.test('many who ask at once share one login', async t => {
+void t.test('many who ask at once share one login', { buffered }, async t => {
   await using vault = await withSecret()
   const { settings } = await appRole(vault)
   const { open } = opener(t)
@@ -32,7 +36,7 @@ await t.test('many who ask at once share one login', async t => {
   t.equal(count(vault, LOGIN), 1)
 })
 
-await t.test('a refused login is not repeated at once', async t => {
+void t.test('a refused login is not repeated at once', { buffered }, async t => {
   await using vault = await withSecret()
   const { settings } = await appRole(vault)
   const { open } = opener(t)
@@ -47,7 +51,7 @@ await t.test('a refused login is not repeated at once', async t => {
   }, 'it is tried again after a pause')
 })
 
-await t.test('a login that hangs holds nobody beyond his own patience', async t => {
+void t.test('a login that hangs holds nobody beyond his own patience', { buffered }, async t => {
   await using vault = await withSecret()
   const { settings } = await appRole(vault)
   const { backend, fetch } = await opener(t).open(settings)
@@ -63,7 +67,7 @@ await t.test('a login that hangs holds nobody beyond his own patience', async t 
   t.ok(await until(() => fetch('app').catch(() => undefined), 'the next login succeeds'))
 })
 
-await t.test('a login whose answer holds no token', async t => {
+void t.test('a login whose answer holds no token', { buffered }, async t => {
   await using vault = await withSecret()
   const { settings } = await appRole(vault)
   const { fetch } = await opener(t).open(settings)
@@ -71,11 +75,12 @@ await t.test('a login whose answer holds no token', async t => {
   await t.rejects(fetch('app'), { code: 'POSTERN_VAULT_UNREACHABLE', message: /holds no token/ })
 })
 
-await t.test(
+void t.test(
   'a renewal that fails is tried again and told; one that is refused makes a login',
+  { buffered },
   async t => {
     await using vault = await withSecret()
-    const { settings } = await appRole(vault, { token_ttl: '4s' })
+    const { settings } = await appRole(vault, { token_ttl: '7s' })
     const { open, warnings } = opener(t)
     const { backend, fetch } = await open(settings)
     await fetch('app')
@@ -92,21 +97,26 @@ await t.test(
   }
 )
 
-await t.test('a token that has ended while its vault was away is followed by another', async t => {
-  await using vault = await withSecret()
-  const { settings } = await appRole(vault, { token_ttl: '1s', token_max_ttl: '1s' })
-  const { open, warnings } = opener(t)
-  const { fetch } = await open(settings)
-  await fetch('app')
-  await vault.fault('refused')
-  await until(() => warnings.length > 0, 'prolonging fails')
-  await t.rejects(fetch('app'), { code: 'POSTERN_VAULT_UNREACHABLE', message: /ECONNREFUSED/ })
-  await vault.fault(undefined)
-  t.ok(await until(() => fetch('app').catch(() => undefined), 'it reads again'))
-})
+void t.test(
+  'a token that has ended while its vault was away is followed by another',
+  { buffered },
+  async t => {
+    await using vault = await withSecret()
+    const { settings } = await appRole(vault, { token_ttl: '1s', token_max_ttl: '1s' })
+    const { open, warnings } = opener(t)
+    const { fetch } = await open(settings)
+    await fetch('app')
+    await vault.fault('refused')
+    await until(() => warnings.length > 0, 'prolonging fails')
+    await t.rejects(fetch('app'), { code: 'POSTERN_VAULT_UNREACHABLE', message: /ECONNREFUSED/ })
+    await vault.fault(undefined)
+    t.ok(await until(() => fetch('app').catch(() => undefined), 'it reads again'))
+  }
+)
 
-await t.test(
+void t.test(
   'a token that may not look at itself is doubted once, not at each refusal',
+  { buffered },
   async t => {
     await using vault = await withSecret()
     const { settings } = await appRole(vault, { token_no_default_policy: true })
@@ -120,8 +130,9 @@ await t.test(
   }
 )
 
-await t.test(
+void t.test(
   'closing gives the token back, but not one with leases or one that was given',
+  { buffered },
   async t => {
     await using vault = await withSecret()
     const { settings } = await appRole(vault)
@@ -151,7 +162,7 @@ await t.test(
   }
 )
 
-await t.test('closing is bounded where the vault hangs', async t => {
+void t.test('closing is bounded where the vault hangs', { buffered }, async t => {
   await using vault = await withSecret()
   const { settings } = await appRole(vault)
   const { fetch, close } = await opener(t).open(settings)
@@ -160,7 +171,7 @@ await t.test('closing is bounded where the vault hangs', async t => {
   await t.resolves(close())
 })
 
-await t.test('a token file that is missing is told by its path', async t => {
+void t.test('a token file that is missing is told by its path', { buffered }, async t => {
   await using vault = await withSecret()
   const { file } = await folder(t)
   const { open } = opener(t)
