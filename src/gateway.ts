@@ -41,7 +41,6 @@ import { openStatus, type StatusServer } from './status.ts'
 import { memoryStore, type OwnedStore, redisStore } from './store.ts'
 import { Threads } from './threads.ts'
 import type { LastKnownGood } from './vault/last-known-good.ts'
-import type { VaultEvent } from './vault/observation.ts'
 import { parseReference, type Reference } from './vault/reference.ts'
 import { createRotation, type Rotation } from './vault/rotation.ts'
 import type { Outcome, Vaults } from './vault/vaults.ts'
@@ -82,10 +81,7 @@ export interface Gateway {
  */
 export async function startGateway(env: Environment): Promise<Gateway> {
   const metrics = new Metrics()
-  const prepared = await prepareSettings(env, {
-    observe: event => count(metrics, event),
-    lastKnownGood: true
-  })
+  const prepared = await prepareSettings(env, { observe: metrics.observe, lastKnownGood: true })
   const control = new ControlThread(prepared, metrics)
   await control.start()
   return control
@@ -376,7 +372,7 @@ class ControlThread implements Gateway {
       run: task => this.#exclusively(task),
       publish: changes => this.#publish(changes),
       usersOf: text => users.get(text) ?? [],
-      observe: event => count(this.#metrics, event)
+      observe: this.#metrics.observe
     })
     loaded.set.confirm(uniqueReferences([...secrets.keys()]))
     old?.set.close()
@@ -569,16 +565,9 @@ class ControlThread implements Gateway {
       entities: config === undefined ? {} : countEntities(config),
       lastReload: this.#lastReload,
       references: set?.status() ?? [],
-      tokens: this.#tokens(),
+      health: set?.health() ?? [],
       certificates: config === undefined ? [] : this.#expiries(config)
     })
-  }
-
-  /** When the credential of each vault in use ends, for those that know. */
-  #tokens(): readonly { readonly vault: string; readonly expiresAt: number }[] {
-    return (this.#loaded?.set.health() ?? []).flatMap(({ vault, tokenExpiresAt }) =>
-      tokenExpiresAt === undefined ? [] : [{ vault, expiresAt: tokenExpiresAt }]
-    )
   }
 
   /** When each configured certificate ends; computed once for each change of a certificate. */
@@ -633,12 +622,6 @@ class ControlThread implements Gateway {
 
 /** Longest pause between two re-reads for a plugin that keeps being refused, in milliseconds. */
 const MAX_REFRESH_PAUSE = 60_000
-
-function count(metrics: Metrics, event: VaultEvent): void {
-  if (event.kind === 'read') metrics.vaultRead(event.vault, event.outcome, event.seconds)
-  else if (event.kind === 'changed') metrics.secretChanged(event.vault)
-  else if (event.kind === 'refused') metrics.secretRefused(event.vault)
-}
 
 /** What references stand for in the data plane; the vaults may know something newer already. */
 function inForce(

@@ -1,5 +1,6 @@
 import { type RequestCounts, SECONDS } from './proxy/counts.ts'
-import type { ReferenceStatus } from './vault/vaults.ts'
+import type { Observe, VaultEvent } from './vault/observation.ts'
+import type { ReferenceStatus, VaultHealth } from './vault/vaults.ts'
 
 /** Upper bounds of the buckets of a vault's latency, in seconds. */
 const BUCKETS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10] as const
@@ -7,8 +8,8 @@ const BUCKETS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10] as con
 export const MAX_SERIES = 1000
 
 interface Reads {
-  /** By outcome. */
-  readonly outcomes: Map<string, number>
+  /** By operation and outcome. */
+  readonly outcomes: Map<string, { operation: string; outcome: string; count: number }>
   readonly buckets: number[]
   seconds: number
 }
@@ -26,7 +27,7 @@ export interface MetricsState {
   readonly entities: Readonly<Record<string, number>>
   readonly lastReload: { readonly at: number; readonly ok: boolean } | undefined
   readonly references: readonly ReferenceStatus[]
-  readonly tokens: readonly { readonly vault: string; readonly expiresAt: number }[]
+  readonly health: readonly VaultHealth[]
   readonly certificates: readonly {
     readonly certificate: string
     readonly names: string
@@ -43,29 +44,30 @@ export class Metrics {
   readonly #reads = new Map<string, Reads>()
   readonly #changes = new Map<string, number>()
   readonly #refusals = new Map<string, number>()
+  readonly #pauses = new Map<string, number>()
   readonly #reloads = { ok: 0, refused: 0 }
 
-  /** One read of a vault; `outcome` is ok or the state of the failure. */
-  vaultRead(vault: string, outcome: string, seconds: number): void {
+  /** Takes in what the vault layer tells. */
+  readonly observe: Observe = event => {
+    if (event.kind === 'read') this.#read(event)
+    else if (event.kind === 'changed') increase(this.#changes, event.vault)
+    else if (event.kind === 'refused') increase(this.#refusals, event.vault)
+    else increase(this.#pauses, event.vault)
+  }
+
+  #read({ vault, operation, outcome, seconds }: VaultEvent & { readonly kind: 'read' }): void {
     let reads = this.#reads.get(vault)
     if (reads === undefined) {
       reads = { outcomes: new Map(), buckets: BUCKETS.map(() => 0), seconds: 0 }
       this.#reads.set(vault, reads)
     }
-    reads.outcomes.set(outcome, (reads.outcomes.get(outcome) ?? 0) + 1)
+    const key = `${operation} ${outcome}`
+    const before = reads.outcomes.get(key)
+    if (before === undefined) reads.outcomes.set(key, { operation, outcome, count: 1 })
+    else before.count++
     reads.seconds += seconds
     const bucket = BUCKETS.findIndex(bound => seconds <= bound)
     if (bucket !== -1) reads.buckets[bucket]!++
-  }
-
-  /** A new value of a secret is in force. */
-  secretChanged(vault: string): void {
-    this.#changes.set(vault, (this.#changes.get(vault) ?? 0) + 1)
-  }
-
-  /** A new value was refused, and the last one stays. */
-  secretRefused(vault: string): void {
-    this.#refusals.set(vault, (this.#refusals.get(vault) ?? 0) + 1)
   }
 
   reloaded(ok: boolean): void {
@@ -134,10 +136,11 @@ export class Metrics {
     for (const { notAfter, ...labels } of state.certificates) text.sample(labels, notAfter / 1000)
   }
 
-  #vaults(text: Exposition, { references, tokens }: MetricsState): void {
+  #vaults(text: Exposition, { references, health }: MetricsState): void {
     text.family('postern_vault_reads_total', 'counter', 'Reads of a vault, by outcome.')
     for (const [vault, { outcomes }] of this.#reads) {
-      for (const [outcome, count] of outcomes) text.sample({ vault, outcome }, count)
+      for (const { operation, outcome, count } of outcomes.values())
+        text.sample({ vault, operation, outcome }, count)
     }
     text.family('postern_vault_read_duration_seconds', 'histogram', 'Time a read took.')
     for (const [vault, { buckets, outcomes, seconds }] of this.#reads) {
@@ -146,7 +149,7 @@ export class Metrics {
         below += buckets[index]!
         text.sample({ vault, le: String(bound) }, below, '_bucket')
       }
-      const count = [...outcomes.values()].reduce((sum, each) => sum + each, 0)
+      const count = outcomes.values().reduce((sum, each) => sum + each.count, 0)
       text.sample({ vault, le: '+Inf' }, count, '_bucket')
       text.sample({ vault }, seconds, '_sum')
       text.sample({ vault }, count, '_count')
@@ -166,13 +169,30 @@ export class Metrics {
     for (const [vault, count] of this.#changes) text.sample({ vault }, count)
     text.family('postern_vault_refusals_total', 'counter', 'New values that were refused.')
     for (const [vault, count] of this.#refusals) text.sample({ vault }, count)
+    text.family('postern_vault_pauses_total', 'counter', 'Times a vault asked to be asked less.')
+    for (const [vault, count] of this.#pauses) text.sample({ vault }, count)
+    text.family(
+      'postern_vault_last_known_good',
+      'gauge',
+      'References served from the last-known-good file.'
+    )
+    for (const [vault, own] of Map.groupBy(references, ({ vault }) => vault)) {
+      const kept = own.filter(({ source }) => source === 'last-known-good')
+      text.sample({ vault }, kept.length)
+    }
     text.family(
       'postern_vault_token_expiry_timestamp_seconds',
       'gauge',
       'When the credential of a vault ends.'
     )
-    for (const { vault, expiresAt } of tokens) text.sample({ vault }, expiresAt / 1000)
+    for (const { vault, tokenExpiresAt } of health) {
+      if (tokenExpiresAt !== undefined) text.sample({ vault }, tokenExpiresAt / 1000)
+    }
   }
+}
+
+function increase(counts: Map<string, number>, name: string): void {
+  counts.set(name, (counts.get(name) ?? 0) + 1)
 }
 
 /** Series by reference, for as many as a scrape should carry. */

@@ -6,6 +6,9 @@ import { redactor } from '../src/redaction.ts'
 import { openStatus, type StatusSource } from '../src/status.ts'
 import { startGateway, startUpstream } from './harness.ts'
 
+// Threads start slowly on a busy machine.
+t.setTimeout(120_000)
+
 const SOURCE: StatusSource = {
   status: async () => ({ version: '1.2.3' }),
   unready: () => [],

@@ -8,6 +8,9 @@ import { startGateway, startUpstream, type TestUpstream, until } from '../harnes
 import { ROOT_TOKEN, startFakeVault } from '../vault/hcv-server.ts'
 import { inSeconds, signed, startIssuer } from './signer.ts'
 
+// Threads start slowly on a busy machine.
+t.setTimeout(120_000)
+
 const SECRET = 'a-secret-of-the-webhook'
 const post = (url: string, body: string, headers: Record<string, string> = {}): Promise<Response> =>
   fetch(url, { method: 'POST', body, headers })
