@@ -133,6 +133,17 @@ export async function startRedis(options: RedisOptions = {}): Promise<TestRedis>
   }
 }
 
+/** The `redis` block of a plugin that reaches this server as its default user. */
+export function redisBlock({ host, port, url }: TestRedis): Record<string, unknown> {
+  const { username, password } = new URL(url)
+  return {
+    host,
+    port,
+    ...(username === '' ? {} : { username: decodeURIComponent(username) }),
+    ...(password === '' ? {} : { password: decodeURIComponent(password) })
+  }
+}
+
 async function configurationOf(
   options: RedisOptions,
   directory: string,
