@@ -17,7 +17,7 @@ import type {
   Service,
   UpstreamRequest
 } from '../plugins/plugin.ts'
-import { defaultMessage, errorBody } from './failure.ts'
+import { defaultMessage, errorBody, grpcStatus } from './failure.ts'
 import { normalizePath, splitTarget } from './path.ts'
 import { buildRecord, type Try } from './record.ts'
 import type { ServiceUpstream } from './upstream.ts'
@@ -281,6 +281,8 @@ export class HttpExchange implements Exchange {
   credential: Credential | undefined = undefined
   groups: readonly string[] | undefined = undefined
   answer: Answer | undefined = undefined
+  /** Trailers of an error answer to a gRPC call. */
+  grpcEnding: Readonly<Record<string, string>> | undefined = undefined
   /** Fields the log record gets besides its own. */
   readonly logFields: Record<string, unknown> = {}
   /** Instances whose later phases run for this exchange. */
@@ -323,6 +325,12 @@ export class HttpExchange implements Exchange {
     this.upstream = new Upstream(this.request)
   }
 
+  /** Whether the client makes a gRPC call, which is told of errors in trailers. */
+  get isGrpc(): boolean {
+    const { httpVersion, headers } = this.request
+    return httpVersion === '2.0' && headers['content-type']?.startsWith('application/grpc') === true
+  }
+
   get ended(): boolean {
     return this.answer !== undefined
   }
@@ -361,6 +369,14 @@ export class HttpExchange implements Exchange {
   }
 
   error(status: number, message?: string, headers?: Record<string, string>): void {
+    if (this.isGrpc) {
+      this.#answer(status, undefined, ['Content-Type', 'application/grpc'], headers, 'exit')
+      this.grpcEnding = {
+        'grpc-status': `${grpcStatus(status)}`,
+        'grpc-message': encodeURIComponent(message ?? defaultMessage(status))
+      }
+      return
+    }
     const { contentType, body } = errorBody(
       status,
       message ?? defaultMessage(status),

@@ -477,6 +477,10 @@ export class Handler implements ForwardOwner {
   }
 
   #fail(exchange: HttpExchange, status: number, message: string): void {
+    if (exchange.isGrpc) {
+      exchange.error(status, message)
+      return
+    }
     const { accept, 'content-type': contentType } = exchange.request.headers
     const answer = httpLayerBody(status, message, accept, contentType, exchange.id)
     exchange.fail(status, answer.contentType, answer.body)
@@ -506,6 +510,13 @@ export class Handler implements ForwardOwner {
       )
     }
     if (ownHeaders.requestId) fields.push(this.#names.requestId, exchange.id)
+    if (exchange.grpcEnding !== undefined) {
+      // A gRPC client reads how its call ended from the trailers of a response that is always 200.
+      writeHead(exchange, 200, undefined, fields)
+      ;(rawResponse as Http2ServerResponse).addTrailers(exchange.grpcEnding)
+      rawResponse.end()
+      return
+    }
     const length = body === undefined ? 0 : Buffer.byteLength(body)
     // RFC 9110 §8.6: no Content-Length with 1xx and 204.
     if (response.status !== 204 && response.status >= 200)

@@ -4,6 +4,7 @@ import createError from '@fastify/error'
 import { buildConnector, type Dispatcher } from 'undici'
 import type { Service } from '../schema/entities.ts'
 import { Http1Pool } from './http1/pool.ts'
+import { Http2Pool } from './http2/pool.ts'
 
 const CertificateRefused = createError(
   'POSTERN_UPSTREAM_CERTIFICATE',
@@ -55,24 +56,28 @@ const MAX_HEAD = 65_536
 
 /** Opens the pool of connections to one address; nothing is connected yet. */
 export function openPool(target: PoolTarget, tls: TlsMaterial, options: PoolOptions): Dispatcher {
-  const { scheme, ip, port, servername, verify, connectTimeout } = target
-  const host = isIP(ip) === 6 ? `[${ip}]` : ip
-  return new Http1Pool(new URL(`${scheme}://${host}:${port}`), {
+  const { scheme, ip, port, servername, http2, verify, connectTimeout } = target
+  const origin = new URL(`${scheme}://${isIP(ip) === 6 ? `[${ip}]` : ip}:${port}`)
+  const bounds = {
     connections: options.connections,
     maxWaiting: MAX_WAITING,
     idleTimeout: options.idleTimeout,
     maxRequests: MAX_REQUESTS,
-    maxHeadSize: MAX_HEAD,
     connect: buildConnector({
-      allowH2: false,
+      allowH2: http2,
+      preferH2: http2,
+      useH2c: http2 && scheme === 'http',
       timeout: connectTimeout,
       rejectUnauthorized: verify,
       checkServerIdentity: identityCheck(target),
       ...(servername === '' ? {} : { servername }),
       ...(tls.ca === undefined ? {} : { ca: [...tls.ca] }),
       ...(tls.cert === undefined ? {} : { cert: tls.cert, key: tls.key })
-    })
-  })
+    } as buildConnector.BuildOptions)
+  }
+  return http2
+    ? new Http2Pool(origin, bounds)
+    : new Http1Pool(origin, { ...bounds, maxHeadSize: MAX_HEAD })
 }
 
 /** What is checked of a verified certificate: its name, and what the service says besides. */

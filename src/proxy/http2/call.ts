@@ -1,0 +1,203 @@
+import type { IncomingHttpHeaders } from 'node:http'
+import { type ClientHttp2Stream, constants, type OutgoingHttpHeaders } from 'node:http2'
+import type { Readable } from 'node:stream'
+import { type Dispatcher, errors } from 'undici'
+
+/** Fields of HTTP/1.1 that a connection of HTTP/2 must not have (RFC 9113 §8.2.2). */
+const CONNECTION_FIELDS = new Set([
+  'connection',
+  'host',
+  'keep-alive',
+  'proxy-connection',
+  'transfer-encoding',
+  'upgrade'
+])
+
+/** Fields that tell how a gRPC call ended; without a body they come in the head. */
+const GRPC_ENDING = new Set(['grpc-status', 'grpc-message', 'grpc-status-details-bin'])
+
+/** A request's fields as HTTP/2 has them: names in lower case, repeats as arrays. */
+function requestHeaders(
+  { method, path, headers }: Dispatcher.DispatchOptions,
+  scheme: string
+): OutgoingHttpHeaders {
+  const flat = headers as readonly string[]
+  const fields: OutgoingHttpHeaders = Object.create(null)
+  fields[constants.HTTP2_HEADER_METHOD] = method
+  fields[constants.HTTP2_HEADER_SCHEME] = scheme
+  fields[constants.HTTP2_HEADER_PATH] = path
+  for (let i = 0; i < flat.length; i += 2) {
+    const name = flat[i]!.toLowerCase()
+    const value = flat[i + 1]!
+    if (name === 'host') fields[constants.HTTP2_HEADER_AUTHORITY] = value
+    if (CONNECTION_FIELDS.has(name)) continue
+    const before = fields[name]
+    if (before === undefined) fields[name] = value
+    else if (Array.isArray(before)) before.push(value)
+    else fields[name] = [String(before), value]
+  }
+  return fields
+}
+
+/** Fields as they came, flat and without pseudo-headers. */
+function flatten(headers: IncomingHttpHeaders): string[] {
+  const flat: string[] = []
+  for (const [name, value] of Object.entries(headers)) {
+    if (name.startsWith(':') || value === undefined) continue
+    for (const each of Array.isArray(value) ? value : [value]) flat.push(name, each)
+  }
+  return flat
+}
+
+/** One request over a stream of HTTP/2: undici's controller for its handler. */
+export class Http2Call implements Dispatcher.DispatchController {
+  readonly options: Dispatcher.DispatchOptions
+  readonly handler: Dispatcher.DispatchHandler
+  rawHeaders: string[] | null = null
+  rawTrailers: string[] | null = null
+  aborted = false
+  reason: Error | null = null
+  paused = false
+  /** Whether its session had carried another request before. */
+  reused = false
+  #stream: ClientHttp2Stream | undefined = undefined
+  #timer: NodeJS.Timeout | undefined = undefined
+  #answered = false
+  #ended = false
+  #timedOut = false
+
+  constructor(options: Dispatcher.DispatchOptions, handler: Dispatcher.DispatchHandler) {
+    this.options = options
+    this.handler = handler
+  }
+
+  /** Whether the upstream was silent for too long, so that its connection is in doubt. */
+  get timedOut(): boolean {
+    return this.#timedOut
+  }
+
+  pause(): void {
+    if (this.paused) return
+    this.paused = true
+    clearTimeout(this.#timer)
+    this.#stream?.pause()
+  }
+
+  resume(): void {
+    if (!this.paused) return
+    this.paused = false
+    this.#expect(this.options.bodyTimeout)
+    this.#stream?.resume()
+  }
+
+  abort(reason: Error): void {
+    if (this.aborted || this.#ended) return
+    this.aborted = true
+    this.reason = reason
+    this.fail(reason)
+  }
+
+  /** Sends the request over `open`, which makes the stream; `scheme` is that of the connection. */
+  send(open: (headers: OutgoingHttpHeaders) => ClientHttp2Stream, scheme: string): void {
+    const { body } = this.options
+    let stream: ClientHttp2Stream
+    try {
+      stream = open(requestHeaders(this.options, scheme))
+    } catch (error) {
+      this.fail(error as Error)
+      return
+    }
+    this.#stream = stream
+    stream.on('headers', headers => {
+      this.handler.onResponseStart?.(this, headers[':status'] ?? 0, headers)
+    })
+    stream.on('response', (headers, flags) => this.#onResponse(headers, flags))
+    stream.on('data', (chunk: Buffer) => {
+      if (!this.paused) this.#expect(this.options.bodyTimeout)
+      this.handler.onResponseData?.(this, chunk)
+    })
+    stream.on('trailers', headers => {
+      this.rawTrailers = flatten(headers)
+    })
+    stream.on('end', () => this.#onEnd())
+    stream.on('error', error => this.fail(error))
+    stream.on('close', () => this.fail(new errors.SocketError('other side closed')))
+    this.handler.onRequestStart?.(this, null)
+    if (this.aborted) return
+    if (body == null || Buffer.isBuffer(body)) {
+      if (body == null) stream.end()
+      else stream.end(body)
+      this.#expect(this.options.headersTimeout)
+    } else {
+      this.#sendStreamed(body as Readable, stream)
+    }
+  }
+
+  /** Writes a streamed body with the stream's back-pressure. */
+  #sendStreamed(body: Readable, stream: ClientHttp2Stream): void {
+    body.on('data', (chunk: Buffer) => {
+      if (!stream.write(chunk)) body.pause()
+    })
+    stream.on('drain', () => body.resume())
+    body.once('end', () => {
+      stream.end()
+      if (!this.#answered && !this.#ended) this.#expect(this.options.headersTimeout)
+    })
+    body.once('error', error => this.fail(error))
+  }
+
+  #onResponse(
+    headers: IncomingHttpHeaders & { ':status'?: number | undefined },
+    flags: number
+  ): void {
+    this.#answered = true
+    const status = headers[':status'] ?? 0
+    let raw = flatten(headers)
+    if ((flags & constants.NGHTTP2_FLAG_END_STREAM) !== 0 && headers['grpc-status'] !== undefined) {
+      // A call that ends with its head: the client is to see the ending where endings stand.
+      this.rawTrailers = raw.filter((_, i) => GRPC_ENDING.has(raw[i - (i % 2)]!))
+      raw = raw.filter((_, i) => !GRPC_ENDING.has(raw[i - (i % 2)]!))
+    }
+    this.rawHeaders = raw
+    this.#expect(this.options.bodyTimeout)
+    this.handler.onResponseStart?.(this, status, headers, '')
+  }
+
+  #onEnd(): void {
+    if (this.#ended || !this.#answered) return
+    this.#finish()
+    this.handler.onResponseEnd?.(this, {})
+    const { body } = this.options
+    // An answer before the end of the request: the rest of the body has no reader.
+    if (body != null && !Buffer.isBuffer(body) && !(body as Readable).readableEnded) {
+      ;(body as Readable).destroy()
+      this.#stream!.close(constants.NGHTTP2_NO_ERROR)
+    }
+  }
+
+  /** Ends the request with an error, unless it has ended already. */
+  fail(error: Error): void {
+    if (this.#ended) return
+    this.#finish()
+    this.#stream?.close(constants.NGHTTP2_CANCEL)
+    this.handler.onResponseError?.(this, error)
+  }
+
+  #finish(): void {
+    this.#ended = true
+    clearTimeout(this.#timer)
+  }
+
+  /** Something must come within so many milliseconds; 0 waits for ever. */
+  #expect(timeout: number | null | undefined): void {
+    clearTimeout(this.#timer)
+    if (timeout == null || timeout === 0 || this.#ended) return
+    this.#timer = setTimeout(this.#onTimeout, timeout)
+    this.#timer.unref()
+  }
+
+  readonly #onTimeout = (): void => {
+    this.#timedOut = true
+    this.fail(this.#answered ? new errors.BodyTimeoutError() : new errors.HeadersTimeoutError())
+  }
+}
