@@ -196,7 +196,18 @@ export class Forward implements Dispatcher.DispatchHandler {
         () => controller.resume(),
         error => controller.abort(error)
       )
-    }
+    } else if (length === undefined) process.nextTick(flushHead, this)
+  }
+
+  /**
+   * Sends the head of a body of unknown length if none of the body came with it: a stream of events
+   * may be silent for long after it, and its client waits for the head.
+   */
+  flushHead(): void {
+    const { rawResponse, bytesSent } = this.#exchange
+    if (bytesSent > 0 || this.#ended || rawResponse.destroyed) return
+    // HTTP/2 has sent it.
+    if ('flushHeaders' in rawResponse) rawResponse.flushHeaders()
   }
 
   onResponseData(controller: Dispatcher.DispatchController, chunk: Buffer): void {
@@ -324,4 +335,8 @@ export class Forward implements Dispatcher.DispatchHandler {
 /** Not from within the failure of the last: pools see what else has closed, and the stack stays flat. */
 function attemptAgain(forward: Forward): void {
   forward.attempt()
+}
+
+function flushHead(forward: Forward): void {
+  forward.flushHead()
 }

@@ -3,7 +3,7 @@ import http2 from 'node:http2'
 import type { AddressInfo } from 'node:net'
 import grpc from '@grpc/grpc-js'
 import t from 'tap'
-import { startGateway } from '../harness.ts'
+import { startGateway, until } from '../harness.ts'
 
 const text = {
   serialize: (value: string) => Buffer.from(value),
@@ -190,11 +190,11 @@ await t.test("the gateway's own errors come as grpc-status", async t => {
 
 await t.test('a client that goes away ends the call upstream', async t => {
   const server = http2.createServer()
-  let closed = false
+  let aborted = false
   server.on('stream', stream => {
     stream.respond({ ':status': 200, 'content-type': 'application/grpc' })
-    stream.on('close', () => {
-      closed = true
+    stream.on('aborted', () => {
+      aborted = true
     })
     stream.on('error', () => {})
   })
@@ -214,6 +214,5 @@ await t.test('a client that goes away ends the call upstream', async t => {
   call.on('error', () => {})
   await once(call, 'metadata')
   call.cancel()
-  while (!closed) await new Promise(resolve => setTimeout(resolve, 20))
-  t.ok(closed)
+  t.ok(await until(() => aborted, 'the call to end upstream'))
 })
