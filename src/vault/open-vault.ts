@@ -35,9 +35,9 @@ class Opening {
     }
   }
 
-  /** Closes after the last call under way. */
-  async close(): Promise<void> {
-    if (this.#users > 0) {
+  /** Closes after the last call under way, which a library that heeds no signal may never end. */
+  async close(atOnce: boolean): Promise<void> {
+    if (this.#users > 0 && !atOnce) {
       await new Promise<void>(resolve => {
         this.#idle = resolve
       })
@@ -198,9 +198,9 @@ export class OpenVault implements Source {
     }
   }
 
-  async #closed(opening: Opening): Promise<void> {
+  async #closed(opening: Opening, atOnce = false): Promise<void> {
     try {
-      await opening.close()
+      await opening.close(atOnce)
     } catch (error) {
       const { code } = error as { code?: string }
       this.#environment.log.warn({ vault: this.name, code }, 'a vault did not close')
@@ -242,11 +242,11 @@ export class OpenVault implements Source {
     return this.#opened?.backend.health?.() ?? {}
   }
 
-  /** Closes after the last call under way; never rejects. */
-  async close(): Promise<void> {
+  /** Closes after the last call under way, or at once, when calls were ended already; never rejects. */
+  async close(atOnce = false): Promise<void> {
     for (const watch of this.#watches) watch.stop?.()
     this.#watches.clear()
-    await this.#opening?.catch(() => {})
-    if (this.#opened !== undefined) await this.#closed(this.#opened)
+    if (!atOnce) await this.#opening?.catch(() => {})
+    if (this.#opened !== undefined) await this.#closed(this.#opened, atOnce)
   }
 }

@@ -309,7 +309,7 @@ class SharedVaults {
     this.#open.clear()
     this.#resources.clear()
     for (const gate of this.#gates.values()) gate.close()
-    await Promise.all(open.map(({ value }) => value.close()))
+    await Promise.all(open.map(({ value }) => value.close(true)))
   }
 }
 

@@ -1,5 +1,11 @@
 import * as Type from 'typebox'
+import { VaultDenied } from '../../errors.ts'
 import type { Backend, BackendType } from '../backend.ts'
+
+/** What matches the names a pattern means; they are upper case. */
+function patternOf(pattern: string): RegExp {
+  return new RegExp(`^${pattern.toUpperCase().replaceAll('*', '.*')}$`)
+}
 
 /**
  * Secrets from environment variables: prefix and resource, `-` as `_`, upper case. Version 2 is the
@@ -16,17 +22,27 @@ export function envBackend(environment: Readonly<Record<string, string | undefin
             pattern: '^[A-Za-z_-][A-Za-z0-9_-]*$',
             description: 'Put before every name.'
           })
+        ),
+        allow: Type.Optional(
+          Type.Array(Type.String({ pattern: '^[A-Za-z0-9_*]+$' }), {
+            description:
+              'Names of the variables that may be read, `*` for any characters; others are denied. Default: all.'
+          })
         )
       },
       { additionalProperties: false }
     ),
-    protectedFields: [],
+    // A list that a reference could widen would hold nothing back.
+    protectedFields: ['allow'],
     local: true,
     open(config): Backend {
       const prefix = (config.prefix as string | undefined) ?? ''
+      const allow = (config.allow as readonly string[] | undefined)?.map(patternOf)
       return {
         async fetch(resource, version) {
           const name = (prefix + resource).replaceAll('-', '_').toUpperCase()
+          if (allow !== undefined && !allow.some(pattern => pattern.test(name)))
+            throw new VaultDenied(resource, 'the vault does not allow this variable')
           const value = environment[version === '2' ? `${name}_PREVIOUS` : name]
           return value === undefined ? undefined : { value }
         }
