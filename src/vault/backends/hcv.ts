@@ -1,76 +1,19 @@
-import type { Backend, BackendEnvironment, BackendType } from '../backend.ts'
-import { createClient, type VaultClient } from './hcv/client.ts'
-import { plainEngine, versionedEngine } from './hcv/engines.ts'
-import { createLogin } from './hcv/methods.ts'
-import { Session } from './hcv/session.ts'
-import { type HcvSettings, hcvSchema, protectedFields, settingsOf } from './hcv/settings.ts'
-
-/** A connection and its token, shared by the vaults that differ only in what they read. */
-interface Standing {
-  readonly client: VaultClient
-  readonly session: Session
-}
-
-interface Shared {
-  readonly standing: Promise<Standing>
-  holders: number
-}
-
-const shared = new WeakMap<BackendEnvironment, Map<string, Shared>>()
+import type { BackendType } from '../backend.ts'
+import { hcvSchema, protectedFields, settingsOf } from './hcv/settings.ts'
 
 /**
  * Secrets from HashiCorp Vault or OpenBao: key-value engines of both versions, and whatever else
  * answers a GET, dynamic credentials on lease among it. Its parts are in hcv/: the connection
- * (client, transport), the token (session), who logs in how (methods), what is read (engines, leases).
+ * (client, transport), the token (session), who logs in how (login, methods and a file for each
+ * that takes more), what is read (engines, leases).
  */
 export const hcvBackend: BackendType = {
   name: 'hcv',
   schema: hcvSchema,
   protectedFields,
-  async open(config, environment): Promise<Backend> {
+  async open(config, environment) {
     const settings = settingsOf(config)
-    const { standing, release } = await acquire(settings, environment)
-    const { client, session } = standing
-    const engine = settings.kv === 'v2' ? versionedEngine : plainEngine
-    return {
-      ...engine(settings, client, session),
-      health() {
-        const { tokenExpiresAt } = session
-        return tokenExpiresAt === undefined ? {} : { tokenExpiresAt }
-      },
-      close: release
-    }
+    const { openVault } = await import('./hcv/open.ts')
+    return openVault(settings, environment)
   }
-}
-
-/** One login serves all mounts of a vault: a wrapped secret id, for one, works a single time. */
-async function acquire(
-  settings: HcvSettings,
-  environment: BackendEnvironment
-): Promise<{ readonly standing: Standing; readonly release: () => Promise<void> }> {
-  const all = shared.get(environment) ?? new Map<string, Shared>()
-  shared.set(environment, all)
-  const identity = JSON.stringify({ ...settings, mount: undefined, kv: undefined })
-  const entry = all.get(identity) ?? { standing: establish(settings, environment), holders: 0 }
-  all.set(identity, entry)
-  entry.holders++
-  const standing = await entry.standing
-  return {
-    standing,
-    async release() {
-      if (--entry.holders > 0) return
-      all.delete(identity)
-      await standing.session.close()
-    }
-  }
-}
-
-async function establish(
-  settings: HcvSettings,
-  environment: BackendEnvironment
-): Promise<Standing> {
-  const client = await createClient(settings, environment)
-  const login = createLogin(settings, environment)
-  const address = `${settings.host}:${settings.port}`
-  return { client, session: new Session(client, login, environment.log, address) }
 }
