@@ -113,8 +113,8 @@ export async function openServer(options: ServerOptions): Promise<Listening> {
       return
     }
     const response = rawResponse as ServerResponse
-    if (draining) response.shouldKeepAlive = false
     const turns = turnsOf(raw.socket)
+    if (draining || ++turns.requests >= limits.keepAliveRequests) response.shouldKeepAlive = false
     if (turns.take(response)) handler.serve(raw, response, target, exchangeOptions)
     else turns.wait(response, () => handler.serve(raw, response, target, exchangeOptions))
   }
@@ -270,7 +270,6 @@ function createServer(options: ServerOptions): Server {
     : http.createServer(parsing)
   // Node would drop what exceeds its own bound silently; the handler counts, and refuses.
   server.maxHeadersCount = 0
-  server.maxRequestsPerSocket = limits.keepAliveRequests
   return server
 }
 

@@ -16,6 +16,8 @@ export class Turns {
   #current: ServerResponse | undefined
   #waiting: { readonly response: ServerResponse | undefined; readonly start: () => void }[] = []
   #watching = false
+  /** Requests that came over the connection. */
+  requests = 0
 
   constructor(socket: Socket) {
     this.#socket = socket

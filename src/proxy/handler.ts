@@ -564,7 +564,9 @@ export class Handler implements ForwardOwner {
   /** The response is out or its connection gone: log, and let go of what was pinned. */
   finish(pinned: { exchange: HttpExchange; serving: Serving; forward: Forward | undefined }): void {
     const { exchange, serving, forward } = pinned
-    if (!exchange.rawResponse.writableFinished) forward?.abort()
+    // A reset HTTP/2 stream counts as finished, so whether we ended it is asked too.
+    const { writableEnded, writableFinished } = exchange.rawResponse
+    if (!writableEnded || !writableFinished) forward?.abort()
     forward?.settle()
     // 499: the client closed before anything was answered.
     if (exchange.response.status === 0) exchange.response.status = 499

@@ -1,0 +1,94 @@
+import { once } from 'node:events'
+import net from 'node:net'
+import t from 'tap'
+import { startGateway, startUpstream, until } from '../harness.ts'
+import { raw, statuses } from '../raw.ts'
+
+await t.test('limits and time-outs of clients, beside good traffic', async t => {
+  await using upstream = await startUpstream()
+  await using gateway = await startGateway(
+    { services: [{ name: 'up', url: upstream.url, routes: [{ name: 'all', paths: ['/'] }] }] },
+    {
+      env: {
+        POSTERN_REQUEST_HEADER_TIMEOUT: '0.5',
+        POSTERN_REQUEST_BODY_TIMEOUT: '0.5',
+        POSTERN_MAX_HEADERS: '20',
+        POSTERN_MAX_URI_SIZE: '1000'
+      }
+    }
+  )
+  const { port } = gateway
+  let good = 0
+  let stop = false
+  const traffic = (async () => {
+    while (!stop) {
+      const { status } = await gateway.fetch('/good')
+      if (status !== 200) throw new Error(`good traffic was answered ${status}`)
+      good++
+    }
+  })()
+
+  const slow = await Promise.all([
+    raw(port, 'GET / HTTP/1.1\r\nHost: a\r\nX-Never'),
+    raw(port, ''),
+    raw(port, 'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhalf'),
+    raw(port, 'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\nhalf'),
+    raw(port, 'POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n')
+  ])
+  for (const answer of slow) {
+    t.same(statuses(answer), [408])
+    t.match(answer, /Request timeout/)
+    t.match(answer, /connection: close/i)
+  }
+  const asked = async (bytes: string, status: number, message: string) => {
+    const answer = await raw(port, bytes)
+    t.same(statuses(answer), [status])
+    t.match(answer, message)
+    t.match(answer, /connection: close/i)
+  }
+  await asked(`GET /${'a'.repeat(1000)} HTTP/1.1\r\nHost: a\r\n\r\n`, 414, 'URI too long')
+  await asked(`GET /${'a'.repeat(100_000)} HTTP/1.1\r\nHost: a\r\n\r\n`, 414, 'URI too long')
+  const tooLarge = 'Request header or cookie too large'
+  await asked(`GET / HTTP/1.1\r\nHost: a\r\n${'X: y\r\n'.repeat(20)}\r\n`, 400, tooLarge)
+  await asked(`GET / HTTP/1.1\r\nHost: a\r\n${'X: y\r\n'.repeat(3000)}\r\n`, 400, tooLarge)
+  await asked(`GET / HTTP/1.1\r\nHost: a\r\nX: ${'y'.repeat(50_000)}\r\n\r\n`, 400, tooLarge)
+  await asked('CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n', 405, 'Method not allowed')
+  await asked('GET / HTTP/2.0\r\nHost: a\r\n\r\n', 505, 'HTTP version not supported')
+  await asked('nonsense\r\n\r\n', 400, 'Bad request')
+
+  stop = true
+  await traffic
+  t.ok(good > 0)
+  t.ok(
+    upstream.requests.every(({ url }) => url === '/good'),
+    'nothing of the others reached the upstream'
+  )
+})
+
+await t.test('more connections than may be open are refused at once', async t => {
+  await using upstream = await startUpstream()
+  await using gateway = await startGateway(
+    { services: [{ name: 'up', url: upstream.url, routes: [{ name: 'all', paths: ['/'] }] }] },
+    { env: { POSTERN_MAX_CONNECTIONS: '2' } }
+  )
+  const held = [net.connect(gateway.port, '127.0.0.1'), net.connect(gateway.port, '127.0.0.1')]
+  t.teardown(() => {
+    for (const socket of held) socket.destroy()
+  })
+  const GET = 'GET / HTTP/1.1\r\nHost: a\r\n\r\n'
+  for (const socket of held) {
+    socket.write(GET)
+    await once(socket, 'data')
+  }
+  const answer = await raw(gateway.port, GET)
+  t.same(statuses(answer), [503])
+  t.match(answer, /connection: close/i)
+  held[0]!.write(GET)
+  await once(held[0]!, 'data')
+  t.pass('those that are open go on')
+  held[1]!.destroy()
+  await until(
+    async () => statuses(await raw(gateway.port, GET, 'request'))[0] === 200,
+    'a place to become free'
+  )
+})
