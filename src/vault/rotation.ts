@@ -259,10 +259,13 @@ class Rotating implements Rotation {
 
   /** Publishes once for all whose reads have ended when its turn comes. */
   #publishSoon(): Promise<number> {
-    this.#publishing ??= this.#options.run(() => {
-      this.#publishing = undefined
-      return this.#closed ? Promise.resolve(0) : this.#publishChanged()
-    })
+    // In a turn of its own: a task that is run at once must find the promise it clears.
+    this.#publishing ??= Promise.resolve().then(() =>
+      this.#options.run(() => {
+        this.#publishing = undefined
+        return this.#closed ? Promise.resolve(0) : this.#publishChanged()
+      })
+    )
     return this.#publishing
   }
 
