@@ -1,9 +1,11 @@
 import { execFile } from 'node:child_process'
 import { once } from 'node:events'
+import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import t from 'tap'
 import { Agent } from 'undici'
+import { WebSocket, WebSocketServer } from 'ws'
 import { version } from '../src/version.ts'
 import { send, startUpstream, until } from './harness.ts'
 
@@ -16,11 +18,21 @@ await t.test('the bundle serves as the sources do', async t => {
   const { stdout } = await run(process.execPath, [cli, 'version'])
   t.equal(stdout.trim(), version)
   await using upstream = await startUpstream()
-  const services = [{ name: 'a', url: upstream.url, routes: [{ name: 'a', paths: ['/'] }] }]
+  const sockets = new WebSocketServer({ host: '127.0.0.1', port: 0 })
+  t.teardown(() => sockets.close())
+  await once(sockets, 'listening')
+  sockets.on('connection', socket => socket.on('message', data => socket.send(data)))
+  const socketPort = (sockets.address() as AddressInfo).port
+  const services = [
+    { name: 'a', url: upstream.url, routes: [{ name: 'a', paths: ['/'] }] },
+    { name: 'b', url: `http://127.0.0.1:${socketPort}`, routes: [{ name: 'b', paths: ['/ws'] }] }
+  ]
+  // What is loaded on demand is asked for: the log's client, the WebSocket proxy.
+  const plugins = [{ name: 'http-log', config: { http_endpoint: `${upstream.url}/log` } }]
   const child = execFile(process.execPath, ['--disable-sigusr1', cli, 'start'], {
     env: {
       ...process.env,
-      POSTERN_CONFIG_STRING: JSON.stringify({ _format_version: '3.0', services }),
+      POSTERN_CONFIG_STRING: JSON.stringify({ _format_version: '3.0', services, plugins }),
       POSTERN_PROXY_LISTEN: '127.0.0.1:0',
       POSTERN_STATUS_LISTEN: 'off',
       POSTERN_WORKERS: '1',
@@ -40,6 +52,12 @@ await t.test('the bundle serves as the sources do', async t => {
   const agent = new Agent()
   t.teardown(() => agent.destroy())
   t.equal((await send(agent, `${url}/x`)).json().url, '/x')
+  await until(() => upstream.requests.some(({ url: path }) => path === '/log'), 'the log record')
+  const socket = new WebSocket(`${url.replace('http', 'ws')}/ws`)
+  await once(socket, 'open')
+  socket.send('hello')
+  t.equal(String((await once(socket, 'message'))[0]), 'hello')
+  socket.terminate()
   child.kill('SIGTERM')
   t.same(await once(child, 'exit'), [0, null])
 })

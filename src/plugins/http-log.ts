@@ -66,10 +66,10 @@ export default definePlugin({
   async setup(config, context) {
     const { log, scope } = context
     // The control thread has every plugin for its schema; what setup needs stays out of its memory.
-    const { Pool } = await import('undici')
+    const { default: undici } = await import('undici')
     const edit = compileCustomFields(config.custom_fields_by_lua)
     const refresh = async (): Promise<boolean> => (await context.refresh()) !== undefined
-    const sink = createSink(config, refresh, Pool)
+    const sink = createSink(config, refresh, undici.Pool)
     const name = `http-log ${scope.instanceName ?? scope.id}`
     const queue = context.keep(`queue:${scope.id}`, () => new Queue(name, log))
     const detach = queue.attach(sink)

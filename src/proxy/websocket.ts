@@ -1,6 +1,6 @@
 import { type IncomingMessage, ServerResponse } from 'node:http'
 import type { Duplex } from 'node:stream'
-import type { FastifyInstance, FastifyRequest } from 'fastify'
+import { type FastifyInstance, type FastifyRequest, fastify } from 'fastify'
 import type { Logger } from '../plugins/plugin.ts'
 import type { ExchangeOptions, HttpExchange } from './exchange.ts'
 import type { Handler } from './handler.ts'
@@ -113,10 +113,7 @@ export class WebSockets {
   }
 
   async #open(verify: boolean): Promise<FastifyInstance> {
-    const [{ fastify }, { default: proxy }] = await Promise.all([
-      import('fastify'),
-      import('@fastify/http-proxy')
-    ])
+    const { default: proxy } = await import('@fastify/http-proxy')
     const app = fastify({ logger: false })
     await app.register(proxy, {
       upstream: '',
