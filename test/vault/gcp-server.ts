@@ -49,11 +49,11 @@ export interface FakeGcp extends FaultServer {
   readonly secrets: SecretStore
   /** Access tokens that are accepted. */
   readonly tokens: Set<string>
-  /** Calls answered with an error: `access`, `get`, `token` or `metadata`, and its status. */
+  /** Calls answered with an error: `access`, `token` or `metadata`, and its status. */
   readonly refused: Map<string, string>
   /** Changes what is sent of a payload, as a broken network would. */
   damage: ((data: string) => string) | undefined
-  /** Requests to one of `access`, `get`, `token`, `metadata`. */
+  /** Requests to one of `access`, `token`, `metadata`. */
   count(call: string): number
   [Symbol.asyncDispose](): Promise<void>
 }
@@ -104,7 +104,7 @@ export async function startFakeGcp(tls?: https.ServerOptions): Promise<FakeGcp> 
       ) ?? []
     if (project !== PROJECT) return failure('PERMISSION_DENIED', 'no such project')
     try {
-      if (call === undefined) return { body: secrets.get(path!, version!) }
+      if (call === undefined) return failure('INVALID_ARGUMENT', 'no call of this fake')
       const body = JSON.stringify(secrets.access(path!, version!))
       return {
         headers: { 'Content-Type': 'application/json; charset=UTF-8' },
@@ -124,7 +124,7 @@ export async function startFakeGcp(tls?: https.ServerOptions): Promise<FakeGcp> 
       return api(request, fault)
     },
     {
-      affects: request => ['access', 'get'].includes(callOf(request)),
+      affects: request => callOf(request) === 'access',
       ...(tls === undefined ? {} : { tls })
     }
   )
@@ -147,7 +147,7 @@ export async function startFakeGcp(tls?: https.ServerOptions): Promise<FakeGcp> 
 function callOf({ url, method }: ServiceRequest): string {
   if (url.startsWith('/computeMetadata/')) return 'metadata'
   if (method === 'POST') return 'token'
-  return url.includes(':access') ? 'access' : 'get'
+  return 'access'
 }
 
 function failure(status: string, message: string): ServiceAnswer {

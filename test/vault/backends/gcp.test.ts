@@ -38,15 +38,14 @@ async function open(t: Test, more: Readonly<Record<string, string>> = {}) {
   return {
     gcp,
     backend,
-    fetch: (resource: string, version?: string) => backend.fetch(resource, version, signal()),
-    probe: (resource: string, version?: string) => backend.probe!(resource, version, signal())
+    fetch: (resource: string, version?: string) => backend.fetch(resource, version, signal())
   }
 }
 
 await t.test(
   'versions by number and alias; the newest is the latest, whatever its state',
   async t => {
-    const { gcp, fetch, probe } = await open(t)
+    const { gcp, fetch } = await open(t)
     gcp.secrets.put('secrets/db', 'one')
     gcp.secrets.put('secrets/db', 'two')
     gcp.secrets.alias('secrets/db', 'stable', '1')
@@ -57,16 +56,13 @@ await t.test(
       ['stable', 'one', '1']
     ] as const) {
       t.same(await fetch('db', version), { value, version: number }, `version ${version}`)
-      t.equal(await probe('db', version), number)
     }
     t.equal(await fetch('db', '7'), undefined)
     gcp.secrets.setState('secrets/db', '2', 'DISABLED')
     const disabled = { code: 'POSTERN_VAULT_DENIED', message: /disabled/ }
     await t.rejects(fetch('db'), disabled)
-    await t.rejects(probe('db'), disabled)
     gcp.secrets.setState('secrets/db', '2', 'DESTROYED')
     await t.rejects(fetch('db'), { code: 'POSTERN_VAULT_ABSENT', message: /was destroyed/ })
-    t.equal(await probe('db'), undefined)
   }
 )
 
@@ -124,20 +120,6 @@ await t.test('a page of something else is not taken for an absence', async t => 
     message: /404, and not as Secret Manager does/
   })
   await backend.close!()
-})
-
-await t.test('a look at the version reads nothing, until it is refused', async t => {
-  for (const status of ['PERMISSION_DENIED', 'RESOURCE_EXHAUSTED']) {
-    const { gcp, probe } = await open(t)
-    gcp.secrets.put('secrets/db', 'one')
-    t.equal(await probe('db'), '1')
-    t.equal(gcp.count('access'), 0)
-    gcp.refused.set('get', status)
-    t.equal(await probe('db'), '1')
-    t.equal(await probe('db'), '1')
-    t.equal(gcp.count('get'), 2)
-    t.equal(gcp.count('access'), 2)
-  }
 })
 
 await t.test(

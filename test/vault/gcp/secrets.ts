@@ -1,8 +1,6 @@
 import { crc32c } from '../../../src/vault/backends/gcp/crc32c.ts'
 
 type State = 'ENABLED' | 'DISABLED' | 'DESTROYED'
-/** Values of SecretVersion.State, as they are answered when enums are asked for as numbers. */
-const STATES: Readonly<Record<State, number>> = { ENABLED: 1, DISABLED: 2, DESTROYED: 3 }
 const PROJECT_NUMBER = '123456789012'
 
 interface Version {
@@ -45,11 +43,6 @@ export class SecretStore {
 
   remove(path: string): void {
     this.#secrets.delete(path)
-  }
-
-  get(path: string, version: string): object {
-    const { number, state } = this.#find(path, version)
-    return { name: nameOf(path, number), createTime: '2026-01-01T00:00:00Z', state: STATES[state] }
   }
 
   access(path: string, version: string): object {

@@ -5,13 +5,9 @@ type ClientOptions = NonNullable<ConstructorParameters<typeof SecretManagerServi
 /** Google's client has a copy of the library of its own. */
 type Auth = NonNullable<ClientOptions['auth']>
 
-export interface SecretVersion {
-  /** `projects/…/secrets/…/versions/7`. */
-  readonly name?: string | null
-  readonly state?: string | number | null
-}
-
+/** A version as it was read. */
 export interface AccessedVersion {
+  /** `projects/…/secrets/…/versions/7`. */
   readonly name?: string | null
   readonly payload?: {
     readonly data?: Uint8Array | null
@@ -19,13 +15,12 @@ export interface AccessedVersion {
   } | null
 }
 
-/** The calls of the API that are used; each can be cancelled. */
+/** What is used of the API. */
 export interface Api {
   accessSecretVersion(request: { name: string }, signal: AbortSignal): Promise<AccessedVersion>
-  getSecretVersion(request: { name: string }, signal: AbortSignal): Promise<SecretVersion>
 }
 
-interface Cancellable extends Promise<readonly unknown[]> {
+interface Cancellable extends Promise<readonly [AccessedVersion]> {
   cancel(): void
 }
 
@@ -53,23 +48,21 @@ export async function openApi(settings: GcpSettings, carry: typeof fetch): Promi
         })
   })
   await client.initialize()
-  const call =
-    <T>(method: string) =>
-    async (request: object, signal: AbortSignal): Promise<T> => {
-      // The calls beneath the public methods: those would print what was answered where
+  return {
+    async accessSecretVersion(request, signal) {
+      // The call beneath the public method: that one would print what was answered where
       // GOOGLE_SDK_NODE_LOGGING is set, and cannot be cancelled.
-      const answered = client.innerApiCalls[method]!(request, { retry: null }) as Cancellable
+      const answered = client.innerApiCalls.accessSecretVersion!(request, {
+        retry: null
+      }) as Cancellable
       const cancel = (): void => answered.cancel()
       signal.addEventListener('abort', cancel, { once: true })
       try {
         const [answer] = await answered
-        return answer as T
+        return answer
       } finally {
         signal.removeEventListener('abort', cancel)
       }
     }
-  return {
-    accessSecretVersion: call('accessSecretVersion'),
-    getSecretVersion: call('getSecretVersion')
   }
 }
