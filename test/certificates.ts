@@ -18,3 +18,12 @@ export async function certificateFor(...names: string[]): Promise<{ cert: string
   })
   return { cert, key }
 }
+
+/** The same with an RSA key, for one name; the two texts may be put together. */
+export async function rsaCertificateFor(name: string): Promise<{ cert: string; key: string }> {
+  const { cert, private: key } = await generate([{ name: 'commonName', value: name }], {
+    keySize: 2048,
+    algorithm: 'sha256'
+  })
+  return { cert: `${cert}\n`, key: `${key}\n` }
+}

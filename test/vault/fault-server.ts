@@ -2,7 +2,7 @@ import { once } from 'node:events'
 import http, { type IncomingMessage, type RequestListener, type ServerResponse } from 'node:http'
 import https from 'node:https'
 import type { AddressInfo, Socket } from 'node:net'
-import type { TLSSocket } from 'node:tls'
+import { TLSSocket } from 'node:tls'
 
 /** What can be wrong between a gateway and a vault, or with what the vault answers. */
 export const faults = [
@@ -162,6 +162,8 @@ async function deliver(
       response.write(half, () => {
         const { socket } = response
         if (fault === 'half') socket?.destroySoon()
+        // A TLS socket cannot be reset; ended without its closing alert, it looks the same.
+        else if (socket instanceof TLSSocket) socket.destroy()
         else socket?.resetAndDestroy()
       })
       return

@@ -1,5 +1,7 @@
 import type { BackendType } from '../backend.ts'
 import { awsBackend } from './aws.ts'
+import { azureBackend } from './azure.ts'
+import { azureCertsBackend } from './azure-certs.ts'
 import { conjurBackend } from './conjur.ts'
 import { envBackend } from './env.ts'
 import { fsBackend } from './fs.ts'
@@ -10,7 +12,16 @@ import { hcvBackend } from './hcv.ts'
 export function builtInBackends(
   environment: Readonly<Record<string, string | undefined>>
 ): readonly BackendType[] {
-  return [envBackend(environment), fsBackend, hcvBackend, awsBackend, gcpBackend, conjurBackend]
+  return [
+    envBackend(environment),
+    fsBackend,
+    hcvBackend,
+    awsBackend,
+    gcpBackend,
+    azureBackend,
+    azureCertsBackend,
+    conjurBackend
+  ]
 }
 
 /** The same, over the environment of this process. */

@@ -123,9 +123,12 @@ export class Transport {
   }
 }
 
-function destroy(agents: Agents): void {
-  agents.http.destroy()
-  agents.https.destroy()
+function destroy({ http, https }: Agents): void {
+  for (const agent of [http, https]) {
+    // A tunnel that is still being made for an aborted request would be kept once it is there.
+    agent.maxFreeSockets = 0
+    agent.destroy()
+  }
 }
 
 function proxiesOf(env: Readonly<Record<string, string | undefined>>): Record<string, string> {
