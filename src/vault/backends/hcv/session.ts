@@ -71,7 +71,7 @@ export class Session {
     try {
       return await call(token)
     } catch (error) {
-      if (!(error instanceof VaultAnswerError) || error.status !== 403) throw error
+      if (!isRefusal(error)) throw error
       const fresh = await this.#replaced(token, signal)
       if (fresh === undefined) throw error
       return this.#again(call, fresh)
@@ -83,7 +83,7 @@ export class Session {
       return await call(token)
     } catch (error) {
       // It was refused for good, and the look at the token (without the default policy, say) misled.
-      this.#doubtAgainAt = performance.now() + DOUBT_PAUSE
+      if (isRefusal(error)) this.#doubtAgainAt = performance.now() + DOUBT_PAUSE
       throw error
     }
   }
@@ -107,7 +107,7 @@ export class Session {
       })
       return true
     } catch (error) {
-      return !(error instanceof VaultAnswerError) || error.status !== 403
+      return !isRefusal(error)
     }
   }
 
@@ -248,6 +248,10 @@ export class Session {
     }
     this.#client.close()
   }
+}
+
+function isRefusal(error: unknown): boolean {
+  return error instanceof VaultAnswerError && error.status === 403
 }
 
 function tokenOf({ auth }: Answer): Token {
