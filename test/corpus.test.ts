@@ -1,0 +1,237 @@
+import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { existsSync } from 'node:fs'
+import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import http from 'node:http'
+import net, { type AddressInfo } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import t, { type Test } from 'tap'
+import { corpus } from './corpus.ts'
+import { startGateway, until } from './harness.ts'
+import { raw, statuses } from './raw.ts'
+
+/** What one upstream connection carried. */
+interface Carried {
+  bytes: Buffer
+  /** Requests as an independent parser counted them. */
+  requests: number
+  /** Whether the gateway cut it within a request. */
+  cut: boolean
+}
+
+/** An upstream that keeps every byte of each connection. */
+async function recorder() {
+  const connections: Carried[] = []
+  const server = http.createServer((request, response) => {
+    const carried = (request.socket as net.Socket & { carried: Carried }).carried
+    request.resume()
+    request.once('end', () => {
+      carried.requests++
+      response.end('ok')
+    })
+    request.once('error', () => {
+      carried.cut = true
+    })
+  })
+  const front = net.createServer(socket => {
+    const carried: Carried = { bytes: Buffer.alloc(0), requests: 0, cut: false }
+    connections.push(carried)
+    const back = net.connect((server.address() as AddressInfo).port, '127.0.0.1')
+    back.on('error', () => {})
+    socket.on('error', () => {})
+    socket.on('data', chunk => {
+      carried.bytes = Buffer.concat([carried.bytes, chunk])
+    })
+    pending.push(carried)
+    socket.pipe(back).pipe(socket)
+  })
+  const pending: Carried[] = []
+  server.on('connection', socket => Object.assign(socket, { carried: pending.shift() }))
+  server.on('clientError', (_error, socket) => {
+    const { carried } = socket as net.Socket & { carried: Carried }
+    carried.cut = true
+    socket.destroy()
+  })
+  server.listen(0, '127.0.0.1')
+  front.listen(0, '127.0.0.1')
+  await Promise.all([once(server, 'listening'), once(front, 'listening')])
+  return {
+    connections,
+    port: (front.address() as AddressInfo).port,
+    close() {
+      server.closeAllConnections()
+      server.close()
+      front.close()
+    }
+  }
+}
+
+await using gateway = await startGateway('{ "_format_version": "3.0" }', {
+  env: { POSTERN_REQUEST_BODY_TIMEOUT: '0.3', POSTERN_REQUEST_HEADER_TIMEOUT: '1' }
+})
+const upstream = await recorder()
+t.teardown(() => upstream.close())
+await gateway.reload({
+  services: [
+    {
+      name: 'up',
+      url: `http://127.0.0.1:${upstream.port}`,
+      retries: 0,
+      routes: [{ name: 'all', paths: ['/'], request_buffering: false }]
+    }
+  ]
+})
+
+await t.test('nothing an attacker sends becomes two requests', async t => {
+  for (const [name, bytes] of Object.entries(corpus)) {
+    // The rest of a connection that is kept is cut off by its half-close.
+    const socket = net.connect(gateway.port, '127.0.0.1')
+    socket.on('error', () => {})
+    let answer = ''
+    socket.setEncoding('latin1').on('data', chunk => {
+      answer += chunk
+    })
+    const closed = once(socket, 'close')
+    socket.end(Buffer.from(bytes, 'latin1'))
+    await closed
+    const answered = statuses(answer)
+    const refused = answered.findIndex(status => status >= 400)
+    if (refused !== -1) {
+      t.equal(answered.length, refused + 1, `${name}: nothing is served after a refusal`)
+    } else {
+      t.ok(answered.length <= 3, `${name}: ${answered}`)
+    }
+  }
+  await until(
+    async () => (await gateway.status('/status')).json().inFlight === 0,
+    'nothing in flight'
+  )
+  const forwarded = upstream.connections.reduce((sum, { requests }) => sum + requests, 0)
+  t.ok(forwarded > 20)
+})
+
+/** A real server on a free port that answers every request. */
+interface Oracle {
+  readonly name: string
+  readonly binary: string
+  configure(directory: string, port: number): Promise<readonly string[]>
+}
+
+const oracles: readonly Oracle[] = [
+  {
+    name: 'nginx',
+    binary: '/usr/sbin/nginx',
+    async configure(directory, port) {
+      const file = join(directory, 'nginx.conf')
+      await writeFile(
+        file,
+        `daemon off; worker_processes 1; pid ${directory}/nginx.pid; error_log ${directory}/nginx.log;
+events {} http { access_log off; client_body_temp_path ${directory}; proxy_temp_path ${directory};
+fastcgi_temp_path ${directory}; uwsgi_temp_path ${directory}; scgi_temp_path ${directory};
+server { listen 127.0.0.1:${port}; location / { return 200 "ok"; } } }`
+      )
+      return ['-c', file, '-p', directory, '-e', `${directory}/nginx.log`]
+    }
+  },
+  {
+    name: 'HAProxy',
+    binary: '/usr/sbin/haproxy',
+    async configure(directory, port) {
+      const file = join(directory, 'haproxy.cfg')
+      await writeFile(
+        file,
+        `defaults
+  mode http
+  timeout client 5s
+  timeout server 5s
+  timeout connect 5s
+frontend f
+  bind 127.0.0.1:${port}
+  http-request wait-for-body time 2s
+  http-request return status 200 content-type text/plain string ok
+`
+      )
+      return ['-db', '-f', file]
+    }
+  },
+  {
+    name: 'Apache',
+    binary: '/usr/sbin/apache2',
+    async configure(directory, port) {
+      const file = join(directory, 'apache.conf')
+      await writeFile(join(directory, 'page'), 'ok')
+      await writeFile(
+        file,
+        `ServerRoot ${directory}
+ServerName a.example
+PidFile ${directory}/apache.pid
+ErrorLog ${directory}/apache.log
+Listen 127.0.0.1:${port}
+LoadModule mpm_event_module /usr/lib/apache2/modules/mod_mpm_event.so
+LoadModule authz_core_module /usr/lib/apache2/modules/mod_authz_core.so
+LoadModule alias_module /usr/lib/apache2/modules/mod_alias.so
+AllowEncodedSlashes NoDecode
+AliasMatch ^ ${directory}/page
+DocumentRoot ${directory}
+`
+      )
+      return ['-DFOREGROUND', '-f', file]
+    }
+  }
+]
+
+async function freePort(): Promise<number> {
+  const server = net.createServer().listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  server.close()
+  await once(server, 'close')
+  return port
+}
+
+async function replay(t: Test, { name, binary, configure }: Oracle): Promise<void> {
+  const directory = await mkdtemp(join(tmpdir(), 'postern-oracle-'))
+  const port = await freePort()
+  const child: ChildProcess = spawn(binary, await configure(directory, port), { stdio: 'ignore' })
+  try {
+    await until(
+      async () => (await raw(port, 'GET / HTTP/1.0\r\n\r\n')).startsWith('HTTP/1.1 '),
+      `${name} to listen`
+    )
+    let total = 0
+    for (const { bytes, requests, cut } of upstream.connections) {
+      const socket = net.connect(port, '127.0.0.1')
+      socket.on('error', () => {})
+      let answer = ''
+      socket.setEncoding('latin1').on('data', chunk => {
+        answer += chunk
+      })
+      const closed = once(socket, 'close')
+      socket.end(bytes)
+      await closed
+      const seen = statuses(answer).filter(status => status >= 200)
+      const whole = cut ? seen.filter(status => status === 200) : seen
+      t.ok(
+        whole.length === requests || (cut && whole.length <= requests + 1),
+        `${requests} requests, ${name} saw ${seen}`
+      )
+      total += whole.length
+    }
+    t.ok(total > 20)
+  } finally {
+    child.kill()
+    if (child.exitCode === null) await once(child, 'exit')
+    await rm(directory, { recursive: true, force: true })
+  }
+}
+
+for (const oracle of oracles) {
+  const lacks = existsSync(oracle.binary) ? false : `${oracle.name} is not installed`
+  if (lacks !== false) process.stdout.write(`# ${lacks}: its replay is skipped\n`)
+  await t.test(
+    `${oracle.name} reads what went upstream as the gateway meant it`,
+    { skip: lacks },
+    t => replay(t, oracle)
+  )
+}
