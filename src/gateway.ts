@@ -106,6 +106,8 @@ class ControlThread implements Gateway {
   #lastReload: { at: number; ok: boolean; error?: string } | undefined
   /** Settings that follow their vaults while the gateway runs. */
   readonly #liveSettings: readonly SettingReference[]
+  /** Settings whose references were read once. */
+  readonly #fixedSettings: readonly SettingReference[]
   #webhookServer: { host: string; port: number; close(): Promise<void> } | undefined
   readonly #refresher = new Refresher<string>(async texts => {
     try {
@@ -135,6 +137,7 @@ class ControlThread implements Gateway {
     this.#lastKnownGood = lastKnownGood
     this.settings = settings
     this.#liveSettings = references.filter(({ name }) => LIVE_SETTINGS.has(name))
+    this.#fixedSettings = references.filter(({ name }) => !LIVE_SETTINGS.has(name))
     this.#vaults = vaults
     this.#warnings = warnings
     this.#log = createLogger({ level: settings.logLevel, format: settings.logFormat, thread: 0 })
@@ -166,6 +169,7 @@ class ControlThread implements Gateway {
     try {
       for (const warning of this.#warnings) this.#warn(warning)
       this.#tellRefusedCache()
+      this.#tellFixedSettings()
       const webhooks = await this.#openWebhooks()
       if (settings.statusListen !== undefined) {
         this.#status = await openStatus(
@@ -317,6 +321,14 @@ class ControlThread implements Gateway {
           if (misfit !== undefined) return [text, { failure: `malformed: ${misfit}` }]
           return [text, kept ?? this.#stateOf(text, outcome)]
         })
+    )
+  }
+
+  #tellFixedSettings(): void {
+    if (this.#fixedSettings.length === 0) return
+    this.#log.warn(
+      { settings: this.#fixedSettings.map(({ place }) => place.path) },
+      'these settings come from vaults and are read at start only: a new value takes a restart'
     )
   }
 
