@@ -94,3 +94,14 @@ t.test(
     t.same(multipart('b').find(body, 'k'), [])
   }
 )
+
+t.test('a field is there with any value but null', async t => {
+  const has = (format: typeof json, text: string) => format.has(Buffer.from(text), 'k')
+  for (const text of ['{"k":"v"}', '{"k":true}', '{"k":0}', '{"k":[]}']) t.ok(has(json, text), text)
+  for (const text of ['{"k":null}', '{}', '["k"]', '{"k":1']) t.notOk(has(json, text), text)
+  for (const text of ['k', 'k=', 'a=1&k=v']) t.ok(has(form, text), text)
+  for (const text of ['', 'a=k', 'kk=1']) t.notOk(has(form, text), text)
+  const part = '--b\r\nContent-Disposition: form-data; name="k"\r\n\r\n\r\n--b--\r\n'
+  t.ok(has(multipart('b'), part))
+  t.notOk(has(multipart('b'), part.replace('"k"', '"a"')))
+})
