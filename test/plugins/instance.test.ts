@@ -3,6 +3,8 @@ import { Type } from 'typebox'
 import { Instance, type InstanceEnvironment, Kept } from '../../src/plugins/instance.ts'
 import { definePlugin, type Hooks, type Plugin } from '../../src/plugins/plugin.ts'
 
+import { startGateway, startUpstream } from '../harness.ts'
+
 const silent = { debug() {}, info() {}, warn() {}, error() {} }
 const entity = {
   id: 'cccccccc-0000-4000-8000-000000000001',
@@ -102,4 +104,24 @@ t.test('what is kept is given back also when closing fails', async t => {
   instance.acquire()
   await t.rejects(instance.release(), { message: 'stuck' })
   t.equal(closed, 1)
+})
+
+t.test('an instance without its secret answers 503, and so does nothing else', async t => {
+  await using upstream = await startUpstream()
+  const routes = [
+    {
+      name: 'lacking',
+      paths: ['/lacking'],
+      plugins: [{ name: 'session', config: { secret: '{vault://env/not-there}' } }]
+    },
+    { name: 'whole', paths: ['/whole'] }
+  ]
+  await using gateway = await startGateway(
+    { services: [{ name: 's', url: upstream.url, routes }] },
+    { env: { POSTERN_VAULT_START: 'degraded' } }
+  )
+  const lacking = await gateway.fetch('/lacking')
+  t.equal(lacking.status, 503)
+  t.equal(lacking.json().message, 'A secret this service needs is not available')
+  t.equal((await gateway.fetch('/whole')).status, 200)
 })
