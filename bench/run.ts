@@ -99,16 +99,25 @@ interface Round extends Measured {
 
 need('wrk', 'nginx', 'taskset')
 
+async function sessionOf(url: string, tls: boolean): Promise<readonly string[]> {
+  if (tls) return []
+  const { headers } = await fetch(url, { headers: { apikey: 'bench-key-0' } })
+  const cookie = headers.getSetCookie()[0]?.split(';')[0]
+  return cookie === undefined ? [] : [`Cookie: ${cookie}`]
+}
+
 async function measure(peer: Peer, scenario: Scenario): Promise<Round> {
   const { tls, path, connections, script, headers = [] } = scenario
   const child = start(PROXY_CORE, (tls ? await withTls(peer) : peer).command, peer.env)
   const origin = tls ? `https://127.0.0.1:${peer.tlsPort}` : `http://127.0.0.1:${peer.port}`
   try {
     await answering(`${origin}/`)
+    // A client keeps its session: what the first answer set is sent with every request.
+    const cookie = await sessionOf(`http://127.0.0.1:${peer.port}/`, tls === true)
     const run = {
       url: origin + path,
       connections,
-      headers: ['apikey: bench-key-0', ...headers],
+      headers: ['apikey: bench-key-0', ...cookie, ...headers],
       ...(script === undefined ? {} : { script })
     }
     await load({ ...run, seconds: 1 })
@@ -193,7 +202,7 @@ try {
     seconds: SECONDS,
     scenarios: results
   }
-  if (chosen.length === 0) {
+  if (chosen.length === 0 || process.env.BENCH_WRITE) {
     writeFileSync(join(root, 'docs/bench.json'), `${JSON.stringify(report, null, 2)}\n`)
     writeFileSync(join(root, 'docs/bench.svg'), picture(report))
   }

@@ -190,3 +190,13 @@ await t.test('every example is valid, raises no warning, and is named by a page'
     t.match(read(file), /^# /, `${file} begins with what it shows`)
   }
 })
+
+await t.test('README says of each dependency why it is there', async t => {
+  const table = read('README.md').split('## Dependencies')[1]!.split('## License')[0]!
+  const told = [...table.matchAll(/^\| ([^|]+) \|/gm)]
+    .slice(1)
+    .flatMap(([, names]) => names!.split(', '))
+    .filter(name => !name.startsWith('---'))
+  const { dependencies } = JSON.parse(read('package.json')) as { dependencies: object }
+  t.same(told.sort(), Object.keys(dependencies).sort())
+})

@@ -34,7 +34,7 @@ function finished(more: object = {}): Finished {
         'X-Gone',
         'g'
       ],
-      tls: { version: 'TLSv1.3', cipher: 'TLS_AES_256_GCM_SHA384' },
+      tls: { version: 'TLSv1.3', cipher: 'TLS_AES_256_GCM_SHA384', clientVerify: 'NONE' },
       clientIp: '1.2.3.4'
     },
     upstream: {
