@@ -354,7 +354,10 @@ class ControlThread implements Gateway {
   }
 
   #stateOf(text: string, outcome: Outcome): SecretState {
-    if (outcome.state !== 'ok') return { failure: `${outcome.state}: ${outcome.message}` }
+    if (outcome.state !== 'ok') {
+      // Data-plane threads log it, and do not know the secrets that vaults have for settings.
+      return { failure: redactor.text(`${outcome.state}: ${outcome.message}`) }
+    }
     const before = this.#secrets.get(text)
     if (before === undefined || 'failure' in before) return { value: outcome.value }
     if (before.value === outcome.value) return before

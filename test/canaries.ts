@@ -69,8 +69,15 @@ export async function canaries(): Promise<readonly Canary[]> {
     { value: `http://user:${url}@127.0.0.1:9/${url}?token=${url}`, core: url },
     { value: `canary-${host}.invalid`, core: host },
     pair.cert,
-    pair.key
+    pair.key,
+    keyCanary()
   ]
+}
+
+/** A key of 32 bytes in base64. */
+function keyCanary(): Canary {
+  const value = randomBytes(32).toString('base64')
+  return { value, core: value.slice(0, 24) }
 }
 
 /** Values that fit no field with a form, and break what only a set-up can tell. */

@@ -259,7 +259,13 @@ for (const row of Object.values(settingsTable) as readonly Setting[]) {
     env[settingsTable.sslCert.variable] = plant(settingsPair.cert, async () => settingsPair.cert)
   } else if (row.variable === settingsTable.sessionRedisUrl.variable) {
     env[row.variable] = `redis://user:${await plain()}@127.0.0.1:${redis.port}`
-  } else env[row.variable] = await plain()
+  } else {
+    const next = async (): Promise<Canary> =>
+      (await canaries()).find(
+        ({ value }) => attempt(() => row.parse(value, () => {})) !== undefined
+      )!
+    env[row.variable] = plant(await next(), next)
+  }
 }
 
 const document = (comment: string): string =>
@@ -279,6 +285,7 @@ const environment = {
   POSTERN_SECRET_GRACE: '1',
   POSTERN_PROXY_LISTEN: '127.0.0.1:0, 127.0.0.1:0 ssl',
   HOME: working,
+  POSTERN_VAULT_CACHE_FILE: join(working, 'last-known-good'),
   // Nothing may leave this machine.
   HTTPS_PROXY: 'http://127.0.0.1:9',
   AWS_EC2_METADATA_DISABLED: 'true',
