@@ -93,7 +93,9 @@ export function openVaults(
     backendTypes: types,
     defaults: vaultDefaults,
     environment: { env, log },
-    observe
+    observe,
+    // What a vault authenticates with is no secret of the configuration, and masked all the same.
+    taken: (reference, value) => redactor.hold(`vault setting ${reference}`, [value])
   })
 }
 

@@ -63,6 +63,8 @@ export interface VaultsOptions {
   readonly environment?: BackendEnvironment
   /** Told of every call to a vault. */
   readonly observe?: Observe
+  /** Told of each value that a vault takes for a setting of its own, before it is used. */
+  readonly taken?: (reference: string, value: string) => void
   /** Milliseconds of a clock that does not jump. Default `performance.now`. */
   readonly now?: () => number
   readonly random?: () => number
@@ -201,7 +203,7 @@ class SharedVaults {
     let release = (): void => {}
     const settleNow = (): void => {
       settled = policyOf(
-        settle(policy, (part, name) => valueFor(part, needed, name)),
+        settle(policy, (part, name) => this.#valueFor(part, needed, name)),
         this.timeout
       )
       release = entry.value.hold(settled.freshness)
@@ -226,6 +228,12 @@ class SharedVaults {
     }
     tracked.settled.catch(() => {})
     return tracked
+  }
+
+  #valueFor(part: Reference, needed: readonly Tracked[], setting: string): string {
+    const value = valueFor(part, needed, setting)
+    this.#options.taken?.(part.text, value)
+    return value
   }
 
   /** A vault is its name and settings, and what the vaults are that they come from. */
@@ -258,7 +266,7 @@ class SharedVaults {
         dependencies: needed.map(({ resource }) => resource),
         current: () =>
           typed(
-            settle(own, (part, setting) => valueFor(part, needed, setting)),
+            settle(own, (part, setting) => this.#valueFor(part, needed, setting)),
             type.schema
           )
       },
