@@ -8,7 +8,7 @@ import { branches, isRecord, REFERENCEABLE } from '../src/schema/walk.ts'
 type Schema = Readonly<Record<string, unknown>>
 type Json = Readonly<Record<string, unknown>>
 
-/** A field that takes references: member names, `*` for any name or index. */
+/** A field that takes references: member names, `*` for any name, `[]` for an item of a list. */
 export interface Leaf {
   readonly path: readonly string[]
   readonly schema: Schema
@@ -25,7 +25,7 @@ export function leavesOf(schema: object, path: readonly string[] = []): readonly
         (member): [string, unknown] => ['*', member]
       ),
       ['*', branch.additionalProperties],
-      ['*', branch.items]
+      ['[]', branch.items]
     ]
     for (const [name, member] of members) {
       if (!isRecord(member)) continue
@@ -99,11 +99,11 @@ export function shortCanary(): Canary {
   return { value, core: value }
 }
 
-/** A copy of a value with one member set; `*` becomes a name no other member has. */
+/** A copy of a value with one member set; `*` becomes a name no other member has, `[]` the only item. */
 export function withMember(value: unknown, path: readonly string[], member: unknown): unknown {
   const [name, ...rest] = path
   if (name === undefined) return member
-  if (name === '*' && Array.isArray(value)) return [withMember(undefined, rest, member)]
+  if (name === '[]') return [withMember(undefined, rest, member)]
   const key = name === '*' ? 'X-Canary' : name
   const before = isRecord(value) ? value : {}
   return { ...before, [key]: withMember(before[key], rest, member) }

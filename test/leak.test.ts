@@ -145,15 +145,24 @@ function vaultWith(type: string, schema: object, leaf: Leaf): object | undefined
     for (let round = 0; round < 8; round++) {
       const problems = problemsOf({ vaults: [{ name: type, prefix: 'any', config }] })
       if (problems.length === 0) return config
-      const lacking = problems
-        .map(({ path, message }) => /required/.test(message) && /config\.(\w+)$/.exec(path)?.[1])
-        .filter(name => typeof name === 'string')
-      if (lacking.length === 0) break
-      config = { ...Object.fromEntries(lacking.map(name => [name, literal(name)])), ...config }
+      const named = problems.map(({ path }) => /config\.(\w+)$/.exec(path)?.[1] ?? '')
+      const lacking = named.filter(name => config[name] === undefined && name in schemaOf(schema))
+      // Some addresses must be https.
+      const plain = named.filter(name => /^http:/.test(String(config[name])))
+      if (lacking.length + plain.length === 0) break
+      config = {
+        ...config,
+        ...Object.fromEntries(lacking.map(name => [name, literal(name)])),
+        ...Object.fromEntries(plain.map(name => [name, 'https://127.0.0.1:9']))
+      }
     }
   }
   return undefined
 }
+
+/** The settings of every form of a vault, by name. */
+const schemaOf = (schema: object): object =>
+  Object.fromEntries(leavesOf(schema).map(({ path }) => [path[0]!, true]))
 
 function problemsOf(document: object): readonly { path: string; message: string }[] {
   try {
