@@ -11,11 +11,13 @@ import { send, startUpstream, until } from './harness.ts'
 
 const run = promisify(execFile)
 const root = join(import.meta.dirname, '..')
+// What a bundle covers is its packages' code too, which says nothing about this project's tests.
+const uncovered = ['-u', 'NODE_OPTIONS', '-u', 'NODE_V8_COVERAGE', process.execPath]
 
 await t.test('the bundle serves as the sources do', async t => {
   await run(process.execPath, ['scripts/bundle.ts'], { cwd: root })
   const cli = join(root, 'dist/cli.js')
-  const { stdout } = await run(process.execPath, [cli, 'version'])
+  const { stdout } = await run('env', [...uncovered, cli, 'version'])
   t.equal(stdout.trim(), version)
   await using upstream = await startUpstream()
   const sockets = new WebSocketServer({ host: '127.0.0.1', port: 0 })
@@ -29,7 +31,7 @@ await t.test('the bundle serves as the sources do', async t => {
   ]
   // What is loaded on demand is asked for: the log's client, the WebSocket proxy.
   const plugins = [{ name: 'http-log', config: { http_endpoint: `${upstream.url}/log` } }]
-  const child = execFile(process.execPath, ['--disable-sigusr1', cli, 'start'], {
+  const child = execFile('env', [...uncovered, '--disable-sigusr1', cli, 'start'], {
     env: {
       ...process.env,
       POSTERN_CONFIG_STRING: JSON.stringify({ _format_version: '3.0', services, plugins }),
