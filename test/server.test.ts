@@ -153,3 +153,80 @@ await t.test('a taken address is an error, not a silent share', async t => {
     { code: 'EADDRINUSE' }
   )
 })
+
+await t.test('client certificates, versions, resumption, both key types', async t => {
+  const { generate } = await import('selfsigned')
+  const client = await certificateFor('client.example')
+  const stranger = await certificateFor('stranger.example')
+  const rsa = await generate([{ name: 'commonName', value: 'both.example' }], {
+    keyType: 'rsa',
+    keySize: 2048,
+    algorithm: 'sha256'
+  })
+  const ecdsa = await certificateFor('both.example')
+  await using upstream = await startUpstream()
+  await using gateway = await startGateway(
+    {
+      services: [{ name: 'up', url: upstream.url, routes: [{ name: 'all', paths: ['/'] }] }],
+      certificates: [
+        {
+          cert: rsa.cert,
+          key: rsa.private,
+          cert_alt: ecdsa.cert,
+          key_alt: ecdsa.key,
+          snis: [{ name: 'both.example' }, { name: '*' }]
+        }
+      ]
+    },
+    {
+      env: {
+        POSTERN_PROXY_LISTEN: '127.0.0.1:0, 127.0.0.1:0 ssl http2',
+        POSTERN_SSL_VERIFY_CLIENT: 'on',
+        POSTERN_SSL_CLIENT_CERTIFICATE: client.cert
+      }
+    }
+  )
+  const port = portOf(gateway.tlsUrl)
+  const ask = async (options: tls.ConnectionOptions) => {
+    const socket = tls.connect({ port, host: '127.0.0.1', rejectUnauthorized: false, ...options })
+    let session: Buffer | undefined
+    socket.on('session', ticket => {
+      session = ticket
+    })
+    await once(socket, 'secureConnect')
+    const reused = socket.isSessionReused()
+    const cipher = socket.getCipher().name
+    socket.write('GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n')
+    let answer = ''
+    for await (const chunk of socket) answer += chunk
+    return { answer, reused, cipher, session }
+  }
+  const bare = await ask({})
+  t.match(bare.answer, /^HTTP\/1\.1 400[\s\S]*No required SSL certificate was sent/)
+  t.ok(bare.session)
+  const resumed = await ask({ session: bare.session })
+  t.ok(resumed.reused)
+  t.match(
+    resumed.answer,
+    /^HTTP\/1\.1 400[\s\S]*No required SSL certificate/,
+    'a session resumed without a certificate has none'
+  )
+  const strange = await ask({ cert: stranger.cert, key: stranger.key })
+  t.match(strange.answer, /^HTTP\/1\.1 400[\s\S]*The SSL certificate error/)
+  for (const servername of ['', 'both.example']) {
+    const known = await ask({ ...client, servername })
+    t.match(known.answer, /^HTTP\/1\.1 200/, `with a certificate, SNI "${servername}"`)
+  }
+  const old = { ...client, maxVersion: 'TLSv1.2' as const }
+  const cipherOf = async (servername: string, ciphers: string): Promise<string> =>
+    (await ask({ ...old, servername, ciphers })).cipher
+  t.match(await cipherOf('any.example', 'ECDHE-RSA-AES128-GCM-SHA256'), /RSA/)
+  t.match(await cipherOf('any.example', 'ECDHE-ECDSA-AES128-GCM-SHA256'), /ECDSA/)
+  t.match(await cipherOf('both.example', 'ECDHE-RSA-AES128-GCM-SHA256'), /RSA/)
+  await t.rejects(ask({ ...client, maxVersion: 'TLSv1.1', minVersion: 'TLSv1' }))
+  t.equal(
+    (await gateway.fetch('/')).status,
+    200,
+    'a listener without TLS has no certificates to ask for'
+  )
+})

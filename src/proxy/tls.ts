@@ -1,3 +1,4 @@
+import { X509Certificate } from 'node:crypto'
 import { createSecureContext, type SecureContext, type SecureContextOptions } from 'node:tls'
 import type { Certificate, Sni } from '../schema/entities.ts'
 
@@ -17,22 +18,25 @@ export interface Material {
 export interface CertificateStore {
   /** The certificate of clients that name no server, which TLS servers want as material. */
   readonly unnamed: Material
-  /** The best certificate for the name a client asked for. */
-  context(servername: string): SecureContext
+  /** The best certificate for the name a client asked for; undefined is {@link unnamed}. */
+  context(servername: string): SecureContext | undefined
 }
 
 /** The name that stands for every other one. */
 const DEFAULT = '*'
 
 function materialOf(certificate: Certificate): Material {
-  const cert = [certificate.cert.reveal()]
-  const key = [certificate.key.reveal()]
+  const pairs = [[certificate.cert.reveal(), certificate.key.reveal()] as const]
   if (certificate.cert_alt !== undefined && certificate.key_alt !== undefined) {
-    cert.push(certificate.cert_alt.reveal())
-    key.push(certificate.key_alt.reveal())
+    pairs.push([certificate.cert_alt.reveal(), certificate.key_alt.reveal()])
   }
-  return { cert, key }
+  // For a name that was asked for, Node serves the last of a pair alone: RSA, which every client speaks.
+  if (pairs.length > 1 && isRsa(pairs[0]![0])) pairs.reverse()
+  return { cert: pairs.map(([cert]) => cert), key: pairs.map(([, key]) => key) }
 }
+
+const isRsa = (certificate: string): boolean =>
+  new X509Certificate(certificate).publicKey.asymmetricKeyType === 'rsa'
 
 /** What TLS with clients is held to, besides the certificates. */
 export type ContextPolicy = Pick<
@@ -64,17 +68,14 @@ export function compileCertificates(
   const byName = new Map<string, SecureContext>()
   let unnamed: Material =
     fallback.cert === '' ? { cert: [], key: [] } : { cert: [fallback.cert], key: [fallback.key] }
-  let last: SecureContext | undefined
   for (const { name, certificate } of snis) {
     const context = contexts.get(certificate.id)
     if (context === undefined) continue
     byName.set(name.toLowerCase(), context)
     if (name === DEFAULT) {
       unnamed = materials.get(certificate.id)!
-      last = context
     }
   }
-  const other = last ?? contextOf(unnamed, policy)
   return {
     unnamed,
     context(servername) {
@@ -83,10 +84,10 @@ export function compileCertificates(
       if (exact !== undefined) return exact
       const first = name.indexOf('.')
       const end = name.lastIndexOf('.')
-      if (first === -1) return other
+      if (first === -1) return undefined
       // A wildcard stands for one label below a domain, never for a domain below a top-level one.
       const wildcard = first === end ? undefined : byName.get(`*${name.slice(first)}`)
-      return wildcard ?? byName.get(`${name.slice(0, end)}.*`) ?? other
+      return wildcard ?? byName.get(`${name.slice(0, end)}.*`)
     }
   }
 }
