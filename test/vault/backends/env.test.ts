@@ -25,3 +25,19 @@ await backendContract(t, 'env', async () => {
     }
   }
 })
+
+await t.test('names, previous values and the list of what may be read', async t => {
+  const environment = { DB_WORD: 'now', DB_WORD_PREVIOUS: 'before', SECRET: 's', APP_X: 'x' }
+  const lent = { env: {}, log: { info() {}, warn() {} } }
+  const signal = AbortSignal.timeout(60_000)
+  const open = (config: object) => envBackend(environment).open(config as never, lent)
+  const vault = await open({})
+  t.same(await vault.fetch('db-word', undefined, signal), { value: 'now' })
+  t.same(await vault.fetch('db-word', '2', signal), { value: 'before' })
+  t.same(await vault.fetch('db-word', '1', signal), { value: 'now' })
+  const limited = await open({ allow: ['db_*', 'APP_X'] })
+  t.same(await limited.fetch('db-word', undefined, signal), { value: 'now' })
+  t.same(await limited.fetch('app_x', undefined, signal), { value: 'x' })
+  for (const name of ['secret', 'my-db-word', 'app-xy'])
+    await t.rejects(limited.fetch(name, undefined, signal), { code: 'POSTERN_VAULT_DENIED' }, name)
+})
