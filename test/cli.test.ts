@@ -5,12 +5,12 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { startUpstream, until } from './harness.ts'
-import { cleanEnvironment, postern, startProcess } from './process.ts'
+import { cleanEnvironment, postern, posternProcess, startProcess } from './process.ts'
 
 const directory = mkdtempSync(join(tmpdir(), 'postern-cli-'))
 t.teardown(() => rmSync(directory, { recursive: true }))
-// Each run of a command is a process of its own, and the machine may be busy.
-t.setTimeout(120_000)
+// Some runs are processes of their own, and the machine may be busy.
+t.setTimeout(240_000)
 let files = 0
 
 /** Writes a file of this test; gives its path. */
@@ -424,7 +424,7 @@ consumers:
 })
 
 t.test('a start without its secrets lists each of them, and is exit code 1', async t => {
-  const { code, stderr } = await postern(['start', file(REFERRING)], {
+  const { code, stderr } = await posternProcess(['start', file(REFERRING)], {
     POSTERN_VAULT_FS_PREFIX: secrets(t, {}),
     POSTERN_PROXY_LISTEN: '127.0.0.1:0',
     POSTERN_STATUS_LISTEN: 'off',
@@ -443,7 +443,7 @@ t.test('an address that is taken is one line, and is exit code 1', async t => {
   await new Promise(resolve => server.once('listening', resolve))
   t.teardown(() => server.close())
   const { port } = server.address() as net.AddressInfo
-  const { code, stderr } = await postern(['start', file(VALID)], {
+  const { code, stderr } = await posternProcess(['start', file(VALID)], {
     POSTERN_PROXY_LISTEN: `127.0.0.1:${port}`,
     POSTERN_STATUS_LISTEN: 'off',
     POSTERN_WORKERS: '1'

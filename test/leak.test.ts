@@ -25,7 +25,7 @@ import {
   withMember
 } from './canaries.ts'
 import { startUpstream, until } from './harness.ts'
-import { postern, startProcess } from './process.ts'
+import { posternProcess, startProcess } from './process.ts'
 
 // A unique value stands behind every field that takes references. Everything the gateway does with
 // them is driven, failures above all, and whatever came out is searched for any part of any of them.
@@ -461,7 +461,7 @@ t.test('commands, and a start that fails', async () => {
   ]
   await Promise.all(
     runs.map(async words => {
-      const { stdout, stderr } = await postern(words, environment)
+      const { stdout, stderr } = await posternProcess(words, environment)
       keep(`command ${words.join(' ')}`, stdout + stderr)
     })
   )
@@ -470,7 +470,7 @@ t.test('commands, and a start that fails', async () => {
     planted.set(misfit.core, 'misfit at the start')
     writeFileSync(join(secrets, file), misfit.value)
   }
-  const { stdout, stderr } = await postern(['start', file], {
+  const { stdout, stderr } = await posternProcess(['start', file], {
     ...environment,
     POSTERN_VAULT_START: 'strict'
   })

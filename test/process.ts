@@ -1,6 +1,8 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { join } from 'node:path'
+import { Output } from '../src/commands/command.ts'
+import { main } from '../src/commands/main.ts'
 import { until } from './harness.ts'
 
 const CLI = join(import.meta.dirname, '../src/cli.ts')
@@ -20,8 +22,8 @@ export function cleanEnvironment(env: Readonly<Record<string, string>> = {}): No
   return { ...Object.fromEntries(others), ...env }
 }
 
-/** Runs `postern` with these words to its end. */
-export async function postern(
+/** Runs `postern` with these words in a process of its own to its end. */
+export async function posternProcess(
   words: readonly string[],
   env: Readonly<Record<string, string>> = {}
 ): Promise<Ended> {
@@ -29,6 +31,22 @@ export async function postern(
   const written = collect(child)
   const [code] = await once(child, 'close')
   return { code: code as number | null, ...written() }
+}
+
+/** The same in this process, which is quicker; not for `start`. */
+export async function postern(
+  words: readonly string[],
+  env: Readonly<Record<string, string>> = {}
+): Promise<Ended> {
+  let stdout = ''
+  let stderr = ''
+  const output = new Output(
+    { write: text => (stdout += text) },
+    { write: text => (stderr += text) },
+    false
+  )
+  const code = await main(words, cleanEnvironment(env), output)
+  return { code, stdout, stderr }
 }
 
 /** A gateway in a process of its own. */

@@ -11,10 +11,10 @@ import {
   resolveAll,
   unresolvedUses
 } from '../resolve.ts'
-import { type Collected, configSource, type Environment, parseSettings } from '../settings.ts'
+import { type Collected, configSource, parseSettings } from '../settings.ts'
 import { parseReference } from '../vault/reference.ts'
 import type { Outcome, Vaults } from '../vault/vaults.ts'
-import { atMost, colorOf, type Options, out, outJson, tell, withFile } from './command.ts'
+import { atMost, type Call, withFile } from './command.ts'
 import {
   type ReferenceRow,
   type Resolution,
@@ -26,11 +26,8 @@ import {
  * `postern check [FILE]`: validates the environment and the file, offline; with `--resolve` reads
  * every reference too.
  */
-export async function check(
-  env: Environment,
-  words: readonly string[],
-  options: Options
-): Promise<number> {
+export async function check(call: Call): Promise<number> {
+  const { env, words, options, output } = call
   atMost(words, 1)
   let loaded: Loaded | undefined
   let vaults: Vaults | undefined
@@ -44,14 +41,14 @@ export async function check(
     if (!options.resolve) {
       const problems = unknownToVaults(collected, vaults)
       const unset = settingsToCome(loaded.config, vaults)
-      return report(loaded, problems, [...warnings, ...unset], referenceRows(loaded, uses), options)
+      return report(loaded, problems, [...warnings, ...unset], referenceRows(loaded, uses), call)
     }
     const resolution = await resolve(collected, loaded)
     const rows = referenceRows(loaded, uses, resolution)
-    return report(loaded, resolution.problems, warnings, rows, options)
+    return report(loaded, resolution.problems, warnings, rows, call)
   } catch (error) {
     if (!(error instanceof ConfigError) || !options.json) throw error
-    outJson({ valid: false, problems: error.problems, warnings: [], references: [] })
+    output.outJson({ valid: false, problems: error.problems, warnings: [], references: [] })
     return 1
   } finally {
     loaded?.set.close()
@@ -125,24 +122,25 @@ function report(
   problems: readonly Problem[],
   warnings: readonly Problem[],
   references: readonly ReferenceRow[],
-  options: Options
+  { options, output }: Call
 ): number {
   const code = problems.length === 0 ? 0 : 1
   if (options.json) {
-    outJson({ valid: code === 0, problems, warnings, references })
+    output.outJson({ valid: code === 0, problems, warnings, references })
     return code
   }
-  const color = colorOf(process.stderr)
+  const color = output.tellColor
   const named = warnings.map(warning => ({ ...warning, message: `warning: ${warning.message}` }))
   if (warnings.length > 0)
-    tell(renderProblems(named, { color, source: config.text, noun: 'warning' }))
-  if (references.length > 0 && options.resolve) out(renderReferences(references))
-  if (code !== 0) tell(renderProblems(problems, { color, source: config.text }))
+    output.tell(renderProblems(named, { color, source: config.text, noun: 'warning' }))
+  if (references.length > 0 && options.resolve)
+    output.out(renderReferences(references, output.color))
+  if (code !== 0) output.tell(renderProblems(problems, { color, source: config.text }))
   else {
     const { services, routes, plugins } = config
     const resolved = options.resolve ? ' resolved' : ''
     const verdict = `${config.file}: valid, ${services.length} services, ${routes.length} routes, ${plugins.length} plugins, ${references.length} references${resolved}`
-    out(colorOf(process.stdout) ? styleText('green', verdict) : verdict)
+    output.out(output.color ? styleText('green', verdict) : verdict)
   }
   return code
 }

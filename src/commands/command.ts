@@ -11,33 +11,65 @@ export interface Options {
 /** A wrong call: its message, then where to read how it is done. Exit code 2. */
 export class UsageError extends Error {}
 
-/** Writes a result, resolved secrets masked. */
-export function out(text: string): void {
-  process.stdout.write(lines(redactor.text(text)))
+interface Stream {
+  readonly isTTY?: boolean | undefined
+  write(text: string): unknown
 }
 
-/** Writes a secret that was asked for, as it is. */
-export function outSecret(value: string): void {
-  process.stdout.write(lines(value))
-}
+/** Where a command writes to: standard output and error. Resolved secrets are masked in both. */
+export class Output {
+  readonly #stdout: Stream
+  readonly #stderr: Stream
+  readonly #noColor: boolean
 
-/** Writes a result for programs. */
-export function outJson(value: object): void {
-  process.stdout.write(lines(JSON.stringify(redactor.value(value), null, 2)))
-}
+  constructor(stdout: Stream, stderr: Stream, noColor: boolean) {
+    this.#stdout = stdout
+    this.#stderr = stderr
+    this.#noColor = noColor
+  }
 
-/** Writes what is wrong, or what a person should know, resolved secrets masked. */
-export function tell(text: string): void {
-  process.stderr.write(lines(redactor.text(text)))
+  /** Writes a result. */
+  out(text: string): void {
+    this.#stdout.write(lines(redactor.text(text)))
+  }
+
+  /** Writes a secret that was asked for, as it is. */
+  outSecret(value: string): void {
+    this.#stdout.write(lines(value))
+  }
+
+  /** Writes a result for programs. */
+  outJson(value: object): void {
+    this.#stdout.write(lines(JSON.stringify(redactor.value(value), null, 2)))
+  }
+
+  /** Writes what is wrong, or what a person should know. */
+  tell(text: string): void {
+    this.#stderr.write(lines(redactor.text(text)))
+  }
+
+  /** Whether results take colour: on a terminal, unless NO_COLOR is set. */
+  get color(): boolean {
+    return this.#stdout.isTTY === true && !this.#noColor
+  }
+
+  /** The same of what {@link tell} writes. */
+  get tellColor(): boolean {
+    return this.#stderr.isTTY === true && !this.#noColor
+  }
 }
 
 function lines(text: string): string {
   return text.endsWith('\n') ? text : `${text}\n`
 }
 
-/** Whether a stream takes colour: a terminal, unless NO_COLOR is set. */
-export function colorOf(stream: NodeJS.WriteStream): boolean {
-  return stream.isTTY === true && !process.env.NO_COLOR
+/** One call of a command. */
+export interface Call {
+  readonly env: Environment
+  /** What follows the command's name. */
+  readonly words: readonly string[]
+  readonly options: Options
+  readonly output: Output
 }
 
 const SOURCES = [

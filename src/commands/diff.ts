@@ -4,15 +4,10 @@ import { type ConfigDiff, diffConfigs } from '../diff.ts'
 import { ConfigError } from '../errors.ts'
 import { plugins } from '../plugins/index.ts'
 import { collect, openVaults, readConfig } from '../resolve.ts'
-import type { Environment } from '../settings.ts'
-import { colorOf, type Options, out, outJson, tell, UsageError } from './command.ts'
+import { type Call, UsageError } from './command.ts'
 
 /** `postern diff OLD NEW`: 0 when both serve the same, 1 when they do not, 2 when one is not valid. */
-export async function diff(
-  env: Environment,
-  words: readonly string[],
-  options: Options
-): Promise<number> {
+export async function diff({ env, words, options, output }: Call): Promise<number> {
   const [old, next, ...more] = words
   if (old === undefined || next === undefined || more.length > 0)
     throw new UsageError('diff needs two files: OLD NEW.')
@@ -21,12 +16,14 @@ export async function diff(
     const read = async (config: string): Promise<Config> =>
       (await readConfig({ config, configString: undefined }, vaults, true)).config
     const found = diffConfigs(await read(old), await read(next), plugins)
-    if (options.json) outJson(found)
-    else out(render(found))
+    if (options.json) output.outJson(found)
+    else output.out(render(found, output.color))
     return found.equal ? 0 : 1
   } catch (error) {
     if (!(error instanceof ConfigError)) throw error
-    tell(`${error.message}\nOnly valid files are compared; "postern check FILE" shows each place.`)
+    output.tell(
+      `${error.message}\nOnly valid files are compared; "postern check FILE" shows each place.`
+    )
     return 2
   } finally {
     await vaults.close()
@@ -36,9 +33,8 @@ export async function diff(
 const MARKS = { added: '+', removed: '-', changed: '~' } as const
 const COLORS = { added: 'green', removed: 'red', changed: 'yellow' } as const
 
-function render({ equal, entities, references }: ConfigDiff): string {
+function render({ equal, entities, references }: ConfigDiff, color: boolean): string {
   if (equal) return 'Both serve the same.'
-  const color = colorOf(process.stdout)
   const line = (change: keyof typeof MARKS, text: string): string =>
     color ? styleText(COLORS[change], `${MARKS[change]} ${text}`) : `${MARKS[change]} ${text}`
   const lines = entities.flatMap(({ kind, name, change, fields }) => [

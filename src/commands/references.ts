@@ -4,7 +4,6 @@ import { renderTable } from '../report.ts'
 import type { Loaded, Use } from '../resolve.ts'
 import { parseReference } from '../vault/reference.ts'
 import type { Outcome } from '../vault/vaults.ts'
-import { colorOf } from './command.ts'
 
 /** A reference at one place, and what it came to. */
 export interface ReferenceRow {
@@ -79,7 +78,7 @@ function samePlace(a: Problem['place'], b: Problem['place']): boolean {
 }
 
 /** The rows for people. */
-export function renderReferences(rows: readonly ReferenceRow[]): string {
+export function renderReferences(rows: readonly ReferenceRow[], color: boolean): string {
   return renderTable(
     ['reference', 'place', 'vault', 'version', 'age', 'state', 'fingerprint'],
     rows.map(row => [
@@ -91,6 +90,6 @@ export function renderReferences(rows: readonly ReferenceRow[]): string {
       row.state,
       row.fingerprint
     ]),
-    { color: colorOf(process.stdout) }
+    { color }
   )
 }

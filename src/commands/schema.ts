@@ -2,16 +2,15 @@ import { plugins } from '../plugins/index.ts'
 import { vaultTypes } from '../resolve.ts'
 import { describeSchema } from '../schema/describe.ts'
 import { vaultConfigSchema } from '../schema/vault-config.ts'
-import type { Environment } from '../settings.ts'
-import { atMost, out, outJson, tell, UsageError } from './command.ts'
+import { atMost, type Call, UsageError } from './command.ts'
 
 /** `postern schema [plugin|vault NAME]`: names, or one JSON Schema. */
-export async function schema(env: Environment, words: readonly string[]): Promise<number> {
+export async function schema({ env, words, output }: Call): Promise<number> {
   const [first, second] = words
   if (first === undefined) {
     const names = (list: readonly { readonly name: string }[]): string =>
       list.map(({ name }) => name).join(', ')
-    out(`plugins: ${names(plugins)}\nvaults: ${names(await vaultTypes(env))}`)
+    output.out(`plugins: ${names(plugins)}\nvaults: ${names(await vaultTypes(env))}`)
     return 0
   }
   const chosen = first === 'plugin' || first === 'vault'
@@ -24,9 +23,9 @@ export async function schema(env: Environment, words: readonly string[]): Promis
       ? (await vaultTypes(env)).find(type => type.name === name)
       : plugins.find(plugin => plugin.name === name)
   if (found === undefined) {
-    tell(`There is no ${kind} "${name}". "postern schema" lists the names.`)
+    output.tell(`There is no ${kind} "${name}". "postern schema" lists the names.`)
     return 1
   }
-  outJson(describeSchema(kind === 'vault' ? vaultConfigSchema(found.schema) : found.schema))
+  output.outJson(describeSchema(kind === 'vault' ? vaultConfigSchema(found.schema) : found.schema))
   return 0
 }

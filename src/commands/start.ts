@@ -1,10 +1,9 @@
 import { startGateway } from '../gateway.ts'
 import { createLogger, guardProcess } from '../log.ts'
-import type { Environment } from '../settings.ts'
-import { atMost, withFile } from './command.ts'
+import { atMost, type Call, withFile } from './command.ts'
 
 /** `postern start [FILE]`: serves until it is told to stop; gives 0 once it has drained. */
-export async function start(env: Environment, words: readonly string[]): Promise<number> {
+export async function start({ env, words }: Call): Promise<number> {
   atMost(words, 1)
   guardProcess(createLogger({ level: 'info', format: 'auto', thread: 0 }))
   const gateway = await startGateway(withFile(env, words[0]))

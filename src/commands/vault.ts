@@ -2,50 +2,36 @@ import { fingerprinter } from '../fingerprint.ts'
 import { redactor } from '../redaction.ts'
 import { renderTable } from '../report.ts'
 import { collect, openVaults, prepareSettings, readConfig } from '../resolve.ts'
-import { configSource, type Environment } from '../settings.ts'
+import { configSource } from '../settings.ts'
 import { parseReference } from '../vault/reference.ts'
 import { ask } from './ask.ts'
 import { resolve } from './check.ts'
-import {
-  atMost,
-  colorOf,
-  type Options,
-  out,
-  outJson,
-  outSecret,
-  tell,
-  UsageError
-} from './command.ts'
+import { atMost, type Call, UsageError } from './command.ts'
 import { referenceRows, renderReferences } from './references.ts'
 
 /** `postern vault get|list|refresh`. */
-export async function vault(
-  env: Environment,
-  [action, ...words]: readonly string[],
-  options: Options
-): Promise<number> {
+export async function vault(call: Call): Promise<number> {
+  const [action, ...words] = call.words
   switch (action) {
     case 'get':
       atMost(words, 1)
       if (words[0] === undefined)
         throw new UsageError('vault get needs a reference, such as {vault://env/name}.')
-      return get(env, words[0], options)
+      return get(call, words[0])
     case 'list':
       atMost(words, 0)
-      return list(env, options)
-    case 'refresh':
+      return list(call)
+    case 'refresh': {
       atMost(words, 1)
-      return ask(
-        env,
-        'POST',
-        `/vaults/refresh${words[0] === undefined ? '' : `?prefix=${encodeURIComponent(words[0])}`}`
-      )
+      const query = words[0] === undefined ? '' : `?prefix=${encodeURIComponent(words[0])}`
+      return ask(call, 'POST', `/vaults/refresh${query}`)
+    }
     default:
       throw new UsageError('vault needs one of get, list, refresh.')
   }
 }
 
-async function get(env: Environment, word: string, options: Options): Promise<number> {
+async function get({ env, options, output }: Call, word: string): Promise<number> {
   const reference = parseReference(
     word.startsWith('{') ? word : `{vault://${word.replace(/^vault:\/\//, '')}}`
   )
@@ -57,19 +43,20 @@ async function get(env: Environment, word: string, options: Options): Promise<nu
   try {
     const complaint = set.check(reference)
     if (complaint !== undefined) {
-      tell(`${reference.text}: ${complaint.message}. ${complaint.fix}`)
+      output.tell(`${reference.text}: ${complaint.message}. ${complaint.fix}`)
       return 1
     }
     const outcome = (await set.load([reference])).get(reference.text)!
     if (outcome.state !== 'ok') {
-      if (options.json) outJson({ reference: reference.text, vault: reference.vault, ...outcome })
-      else tell(`${reference.text}: ${outcome.state}: ${outcome.message}`)
+      if (options.json)
+        output.outJson({ reference: reference.text, vault: reference.vault, ...outcome })
+      else output.tell(`${reference.text}: ${outcome.state}: ${outcome.message}`)
       return 1
     }
     const { value, version } = outcome
     redactor.hold(reference.text, [value])
     if (options.reveal) {
-      outSecret(value)
+      output.outSecret(value)
       return 0
     }
     // Under a random key the fingerprint of a single value compares with nothing.
@@ -81,11 +68,11 @@ async function get(env: Environment, word: string, options: Options): Promise<nu
       length: value.length,
       fingerprint
     }
-    if (options.json) outJson({ reference: reference.text, state: outcome.state, ...row })
+    if (options.json) output.outJson({ reference: reference.text, state: outcome.state, ...row })
     else
-      out(
+      output.out(
         renderTable(Object.keys(row), [Object.values(row).map(String)], {
-          color: colorOf(process.stdout)
+          color: output.color
         })
       )
     return 0
@@ -95,15 +82,15 @@ async function get(env: Environment, word: string, options: Options): Promise<nu
   }
 }
 
-async function list(env: Environment, options: Options): Promise<number> {
+async function list({ env, options, output }: Call): Promise<number> {
   const collected = await collect(env)
   const vaults = openVaults(env, collected)
   const loaded = await readConfig(configSource(collected), vaults)
   try {
     const resolution = await resolve(collected, loaded)
     const rows = referenceRows(loaded, [...collected.references, ...loaded.config.uses], resolution)
-    if (options.json) outJson(rows)
-    else out(renderReferences(rows))
+    if (options.json) output.outJson(rows)
+    else output.out(renderReferences(rows, output.color))
     return rows.every(({ state }) => state === 'ok') ? 0 : 1
   } finally {
     loaded.set.close()
