@@ -41,7 +41,9 @@ const DIGITS = /^\d{1,15}$/
 
 /** Any deviation from RFC 9112: the connection it came on cannot be trusted any more. */
 function malformed(what: string): Error {
-  return new errors.HTTPParserError(`the response ${what}`, 'INVALID_RESPONSE')
+  return Object.assign(new errors.HTTPParserError(`the response ${what}`), {
+    code: 'HPE_INVALID_RESPONSE'
+  })
 }
 
 /**
