@@ -1,4 +1,5 @@
 import { hash, randomBytes } from 'node:crypto'
+import { LRUCache } from 'lru-cache'
 import type { Store } from '../plugin.ts'
 import {
   type CookieAttributes,
@@ -36,6 +37,12 @@ type Ticket = Omit<Session, 'identities'> & {
   readonly identities: Session['identities'] | undefined
 }
 
+/** A cookie that was found authentic for clients with these attributes. */
+interface Known {
+  readonly binding: string
+  readonly ticket: Ticket
+}
+
 /** What a jar needs of its request. */
 export interface Carrier {
   readonly cookies: Cookies
@@ -61,6 +68,8 @@ export interface JarOptions {
 }
 
 const VERSION = 1
+/** Characters of the cookies whose content is remembered. */
+const KNOWN_SIZE = 1024 * 1024
 /** Seconds an entry without any timeout is kept. */
 const LONGEST_TTL = 365 * 86_400
 
@@ -86,6 +95,14 @@ export class Jar {
   readonly timeouts: Timeouts
   readonly #options: JarOptions
   readonly #context: string
+  /**
+   * Cookies that were opened, by their text: clients send the same one with every request, and opening
+   * it costs more than the rest of a request's authentication. A rotated secret makes a new jar.
+   */
+  readonly #known = new LRUCache<string, Known>({
+    maxSize: KNOWN_SIZE,
+    sizeCalculation: (_known, text) => text.length
+  })
 
   constructor(options: JarOptions) {
     this.#options = options
@@ -98,8 +115,7 @@ export class Jar {
   open(carrier: Carrier): Session | undefined | Promise<Session | undefined> {
     const ticket = this.#unseal(carrier)
     if (ticket === undefined) return undefined
-    const { identities } = ticket
-    return identities === undefined ? this.#load(ticket, carrier) : { ...ticket, identities }
+    return isWhole(ticket) ? ticket : this.#load(ticket, carrier)
   }
 
   /** When the session of a request was created; undefined as {@link open}, without asking the store. */
@@ -133,12 +149,22 @@ export class Jar {
 
   #unseal(carrier: Carrier): Ticket | undefined {
     const text = readCookie(carrier.cookies, this.#options.name)
-    if (text === undefined) return undefined
+    if (text === undefined || text === '') return undefined
+    const known = this.#known.get(text)
+    const ticket = known?.binding === carrier.binding ? known.ticket : this.#read(text, carrier)
+    if (ticket === undefined || isExpired(ticket.times, this.timeouts, carrier.now)) {
+      return undefined
+    }
+    return ticket
+  }
+
+  /** What a cookie says; undefined when it is not authentic. */
+  #read(text: string, { binding }: Carrier): Ticket | undefined {
     const bytes = Buffer.from(text, 'base64url')
     const id = bytes.subarray(0, ID_BYTES)
     const opened = this.#options.keys.open(
       id,
-      this.#context + carrier.binding,
+      this.#context + binding,
       bytes.subarray(ID_BYTES)
     )
     if (opened === undefined) return undefined
@@ -148,9 +174,14 @@ export class Jar {
       number,
       Stored[]?
     ]
-    const times = { created, renewed, touched }
-    if (isExpired(times, this.timeouts, carrier.now)) return undefined
-    return { id, times, identities: stored?.map(restore), outdated: opened.outdated }
+    const ticket = {
+      id,
+      times: { created, renewed, touched },
+      identities: stored?.map(restore),
+      outdated: opened.outdated
+    }
+    this.#known.set(text, { binding, ticket })
+    return ticket
   }
 
   #write(session: Session, carrier: Carrier): Lines {
@@ -218,6 +249,10 @@ export class Jar {
     }
     return keys
   }
+}
+
+function isWhole(ticket: Ticket): ticket is Session {
+  return ticket.identities !== undefined
 }
 
 function flatten({ consumerId, credentialId, groups, audience, subject }: Identity): Stored {

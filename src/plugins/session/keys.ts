@@ -60,9 +60,14 @@ function extract(secret: string): KeyObject {
   return createSecretKey(createHmac('sha256', EXTRACT_SALT).update(secret).digest())
 }
 
-/** The first block of HKDF-Expand (RFC 5869 §2.3): as long as the key. */
-function expand(key: KeyObject, id: Buffer): Buffer {
-  return createHmac('sha256', key).update(EXPAND_INFO).update(id).update('\x01').digest()
+/**
+ * The first block of HKDF-Expand (RFC 5869 §2.3): as long as the key. As a KeyObject, since a cipher
+ * made with the bytes alone costs five times as much (28 µs instead of 5.5).
+ */
+function expand(key: KeyObject, id: Buffer): KeyObject {
+  return createSecretKey(
+    createHmac('sha256', key).update(EXPAND_INFO).update(id).update('\x01').digest()
+  )
 }
 
 function decrypt(key: KeyObject, id: Buffer, context: string, sealed: Buffer): string | undefined {
