@@ -77,7 +77,9 @@ export default definePlugin({
       log(exchange) {
         try {
           const record = exchange.record()
-          queue.enqueue(JSON.stringify(edit === undefined ? record : edit(record, exchange)))
+          queue.enqueue(
+            edit === undefined ? record : JSON.stringify(edit(JSON.parse(record), exchange))
+          )
         } catch (error) {
           reportUnwritten(log, exchange.id, error)
         }

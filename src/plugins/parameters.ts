@@ -7,11 +7,14 @@ const NOTHING: ParameterValues = []
 export function findParameter(text: string | undefined, name: string): ParameterValues {
   if (text === undefined || text === '') return NOTHING
   let found: (string | true)[] | undefined
-  for (const [start, end] of parts(text)) {
+  for (let start = 0; start <= text.length; ) {
+    const end = endOf(text, start)
     const equals = equalsIn(text, start, end)
-    if (decode(text.slice(start, equals)) !== name) continue
-    found ??= []
-    found.push(equals === end ? true : decode(text.slice(equals + 1, end)))
+    if (decode(text.slice(start, equals)) === name) {
+      found ??= []
+      found.push(equals === end ? true : decode(text.slice(equals + 1, end)))
+    }
+    start = end + 1
   }
   return found ?? NOTHING
 }
@@ -19,21 +22,20 @@ export function findParameter(text: string | undefined, name: string): Parameter
 /** The text without a parameter, everything else byte for byte; undefined when nothing remains. */
 export function removeParameter(text: string, name: string): string | undefined {
   const kept: string[] = []
-  for (const [start, end] of parts(text)) {
+  for (let start = 0; start <= text.length; ) {
+    const end = endOf(text, start)
     if (decode(text.slice(start, equalsIn(text, start, end))) !== name) {
       kept.push(text.slice(start, end))
     }
+    start = end + 1
   }
   return kept.length === 0 ? undefined : kept.join('&')
 }
 
-function* parts(text: string): Generator<readonly [start: number, end: number]> {
-  for (let start = 0; start <= text.length; ) {
-    const ampersand = text.indexOf('&', start)
-    const end = ampersand === -1 ? text.length : ampersand
-    yield [start, end]
-    start = end + 1
-  }
+/** Where the part that begins at `start` ends. */
+function endOf(text: string, start: number): number {
+  const ampersand = text.indexOf('&', start)
+  return ampersand === -1 ? text.length : ampersand
 }
 
 /** Where the name ends: at its `=`, else at the end of the part. */

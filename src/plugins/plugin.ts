@@ -120,7 +120,7 @@ export interface Exchange {
   readonly groups: readonly string[] | undefined
   /** True once {@link exit} or {@link error} was called: no lower-priority access hook runs. */
   readonly ended: boolean
-  /** Extra keys of the log record (`correlation_id`, …). */
+  /** Extra keys of the log record (`correlation_id`, …); none that it has anyway. */
   readonly logFields: Record<string, unknown>
 
   /**
@@ -143,8 +143,8 @@ export interface Exchange {
    * Rejects with POSTERN_BODY_TOO_LARGE when it is longer than `limit` bytes.
    */
   body(limit?: number): Promise<Buffer>
-  /** The log record of this exchange (docs/plugins.md); complete only in the log phase. */
-  record(): Record<string, unknown>
+  /** The log record of this exchange (docs/plugins.md) as JSON; only for the log phase. */
+  record(): string
 }
 
 export interface Logger {

@@ -19,7 +19,7 @@ import type {
 } from '../plugins/plugin.ts'
 import { defaultMessage, errorBody, grpcStatus } from './failure.ts'
 import { normalizePath, splitTarget } from './path.ts'
-import { buildRecord, type Try } from './record.ts'
+import { type Try, writeRecord } from './record.ts'
 import type { ServiceUpstream } from './upstream.ts'
 
 export type RawRequest = IncomingMessage | Http2ServerRequest
@@ -304,7 +304,7 @@ export class HttpExchange implements Exchange {
   closing = false
   #accepted = false
   #buffered: Promise<Buffer> | undefined = undefined
-  #record: Record<string, unknown> | undefined = undefined
+  #record: string | undefined = undefined
 
   constructor(
     raw: RawRequest,
@@ -449,9 +449,9 @@ export class HttpExchange implements Exchange {
     return body
   }
 
-  record(): Record<string, unknown> {
-    this.#record ??= buildRecord(this)
-    return { ...this.#record, ...this.logFields }
+  record(): string {
+    this.#record ??= writeRecord(this)
+    return this.#record
   }
 }
 

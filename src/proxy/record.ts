@@ -34,26 +34,72 @@ export interface Finished extends Exchange {
 const WORKSPACE = '0dc6f45b-8f8d-40d2-a504-473544ee190b'
 const REDACTED = new Set(['authorization', 'proxy-authorization'])
 
-type Fields = Record<string, string | readonly string[]>
+/** What JSON writes with an escape, and what is not ASCII. */
+const UNUSUAL = /[^ !#-[\]-~]/
 
-/** Flat fields to an object of lower-case names; repeated fields become arrays. */
-function headersOf(flat: readonly string[], redact: boolean): Fields {
-  const headers: Record<string, string | string[]> = Object.create(null)
-  for (let i = 0; i < flat.length; i += 2) {
-    const name = flat[i]!.toLowerCase()
-    if (name.startsWith(':')) continue
-    const value = redact && REDACTED.has(name) ? 'REDACTED' : flat[i + 1]!
-    const before = headers[name]
-    if (before === undefined) headers[name] = value
-    else if (Array.isArray(before)) before.push(value)
-    else headers[name] = [before, value]
-  }
-  return headers
+/** A JSON string. Nearly all text needs no escapes, and testing for that is faster than escaping. */
+function quoted(text: string): string {
+  return UNUSUAL.test(text) ? JSON.stringify(text) : `"${text}"`
 }
 
-function queryOf(query: string | undefined): Record<string, unknown> {
+/** Whether two field names are the same; mostly their length or first letter tells that they are not. */
+function isSame(a: string, b: string): boolean {
+  return (
+    a.length === b.length &&
+    (a.charCodeAt(0) | 32) === (b.charCodeAt(0) | 32) &&
+    a.toLowerCase() === b.toLowerCase()
+  )
+}
+
+/** The values of a name that stands at `at` and again further on, as an array. */
+function repeated(flat: readonly string[], at: number): string | undefined {
+  let values: string | undefined
+  for (let i = at + 2; i < flat.length; i += 2) {
+    if (!isSame(flat[i]!, flat[at]!)) continue
+    values ??= `[${quoted(flat[at + 1]!)}`
+    values += `,${quoted(flat[i + 1]!)}`
+  }
+  return values === undefined ? undefined : `${values}]`
+}
+
+function stoodBefore(flat: readonly string[], at: number): boolean {
+  for (let i = 0; i < at; i += 2) if (isSame(flat[i]!, flat[at]!)) return true
+  return false
+}
+
+/** Members of an object of lower-case names; repeated fields become arrays. */
+function members(
+  flat: readonly string[],
+  redact: boolean,
+  edits: Finished['upstream']['edits']
+): string {
+  let text = ''
+  for (let i = 0; i < flat.length; i += 2) {
+    const name = flat[i]!.toLowerCase()
+    if (name.charCodeAt(0) === 58 || edits?.has(name) === true || stoodBefore(flat, i)) continue
+    const value =
+      redact && REDACTED.has(name) ? '"REDACTED"' : (repeated(flat, i) ?? quoted(flat[i + 1]!))
+    text += `${text === '' ? '' : ','}${quoted(name)}:${value}`
+  }
+  return text
+}
+
+/** The client's fields as plugins edited them. */
+function requestHeaders({ request, upstream }: Finished): string {
+  const { edits } = upstream
+  let text = members(request.rawHeaders, true, edits)
+  if (edits === undefined) return text
+  for (const [name, { value }] of edits) {
+    if (value === undefined) continue
+    const shown = REDACTED.has(name) ? '"REDACTED"' : quoted(value)
+    text += `${text === '' ? '' : ','}${quoted(name)}:${shown}`
+  }
+  return text
+}
+
+function queryOf(query: string | undefined): string {
+  if (query === undefined || query === '') return '{}'
   const args: Record<string, unknown> = Object.create(null)
-  if (query === undefined || query === '') return args
   for (const part of query.split('&')) {
     if (part === '') continue
     const equals = part.indexOf('=')
@@ -64,10 +110,11 @@ function queryOf(query: string | undefined): Record<string, unknown> {
     else if (Array.isArray(before)) before.push(value)
     else args[name] = [before, value]
   }
-  return args
+  return JSON.stringify(args)
 }
 
 function decode(text: string): string {
+  if (!text.includes('%') && !text.includes('+')) return text
   try {
     return decodeURIComponent(text.replaceAll('+', ' '))
   } catch {
@@ -82,96 +129,89 @@ function size(flat: readonly string[]): number {
   return bytes
 }
 
-function requestHeaders(exchange: Finished): Fields {
-  const headers = headersOf(exchange.request.rawHeaders, true) as Record<
-    string,
-    string | readonly string[]
-  >
-  for (const [name, { value }] of exchange.upstream.edits ?? []) {
-    if (value === undefined) delete headers[name]
-    else headers[name] = REDACTED.has(name) ? 'REDACTED' : value
-  }
-  return headers
+function requestOf(exchange: Finished): string {
+  const { request } = exchange
+  const { target, method, tls } = request
+  const bytes =
+    method.length +
+    target.length +
+    request.httpVersion.length +
+    9 +
+    size(request.rawHeaders) +
+    exchange.bytesReceived
+  const url = quoted(`${request.scheme}://${request.host}:${request.port}${target}`)
+  return (
+    `{"id":"${exchange.id}","uri":${quoted(target)},"url":${url}` +
+    `,"querystring":${queryOf(request.query)},"method":${quoted(method)}` +
+    `,"headers":{${requestHeaders(exchange)}},"size":${bytes}` +
+    (tls === undefined
+      ? '}'
+      : `,"tls":{"version":${quoted(tls.version)},"cipher":${quoted(tls.cipher)},"client_verify":${quoted(tls.clientVerify)}}}`)
+  )
 }
 
-/** The record every log plugin emits for one finished exchange; absent facts are absent keys. */
-export function buildRecord(exchange: Finished): Record<string, unknown> {
-  const { request, response, route, service, consumer, credential } = exchange
-  const now = performance.now()
+function latenciesOf(exchange: Finished, proxied: boolean): string {
+  const { startedMark, sentMark, firstByteMark, lastByteMark } = exchange
+  const total = Math.round(performance.now() - startedMark)
+  const own = proxied || sentMark > 0 ? Math.round(sentMark - startedMark) : total
+  const upstream = firstByteMark > 0 ? Math.round(firstByteMark - sentMark) : -1
+  const receive =
+    lastByteMark > 0 && firstByteMark > 0 ? Math.round(lastByteMark - firstByteMark) : 0
+  return `{"kong":${own},"proxy":${upstream},"request":${total},"receive":${receive}}`
+}
+
+function tryOf({ startedAt, latency, peer, state, code }: Try): string {
+  return (
+    `{"balancer_start":${Math.floor(startedAt)},"balancer_start_ns":${Math.round(startedAt * 1e6)}` +
+    `,"balancer_latency":${Math.round(latency)},"balancer_latency_ns":${Math.round(latency * 1e6)}` +
+    `,"ip":${quoted(peer.ip)},"port":${peer.port}` +
+    (state === undefined
+      ? '}'
+      : `,"state":"${state}"${code === undefined ? '' : `,"code":${code}`}}`)
+  )
+}
+
+/** Entities as JSON: they are frozen, and the same in record after record. */
+const texts = new WeakMap<object, string>()
+
+function textOf(entity: object): string {
+  let text = texts.get(entity)
+  if (text === undefined) {
+    text = JSON.stringify(entity)
+    texts.set(entity, text)
+  }
+  return text
+}
+
+/**
+ * The record every log plugin emits for one finished exchange, as JSON; absent facts are absent keys.
+ * Written as text and not as an object first, which took three times as long (18 µs a record).
+ */
+export function writeRecord(exchange: Finished): string {
+  const { response, route, service, consumer, credential, upstream, logFields } = exchange
   const proxied = exchange.firstByteMark > 0 && exchange.answer === undefined
-  const total = Math.round(now - exchange.startedMark)
   const fields = response.fields()
-  const record: Record<string, unknown> = {
-    request: {
-      id: exchange.id,
-      uri: request.target,
-      url: `${request.scheme}://${request.host}:${request.port}${request.target}`,
-      querystring: queryOf(request.query),
-      method: request.method,
-      headers: requestHeaders(exchange),
-      size:
-        request.method.length +
-        request.target.length +
-        request.httpVersion.length +
-        9 +
-        size(request.rawHeaders) +
-        exchange.bytesReceived,
-      ...(request.tls === undefined
-        ? {}
-        : {
-            tls: {
-              version: request.tls.version,
-              cipher: request.tls.cipher,
-              client_verify: request.tls.clientVerify
-            }
-          })
-    },
-    upstream_uri:
-      exchange.tries.length === 0
-        ? ''
-        : exchange.upstream.path +
-          (exchange.upstream.query === undefined ? '' : `?${exchange.upstream.query}`),
-    upstream_status: exchange.upstreamStatuses.join(', '),
-    response: {
-      status: response.status,
-      headers: headersOf(fields, false),
-      size: 17 + size(fields) + exchange.bytesSent
-    },
-    latencies: {
-      kong:
-        proxied || exchange.sentMark > 0
-          ? Math.round(exchange.sentMark - exchange.startedMark)
-          : total,
-      proxy:
-        exchange.firstByteMark > 0 ? Math.round(exchange.firstByteMark - exchange.sentMark) : -1,
-      request: total,
-      receive:
-        exchange.lastByteMark > 0 && exchange.firstByteMark > 0
-          ? Math.round(exchange.lastByteMark - exchange.firstByteMark)
-          : 0
-    },
-    client_ip: request.clientIp,
-    started_at: exchange.startedAt,
-    source: proxied ? 'upstream' : 'kong',
-    workspace: WORKSPACE,
-    workspace_name: 'default'
-  }
+  const { path, query } = upstream
+  const uri = exchange.tries.length === 0 ? '' : query === undefined ? path : `${path}?${query}`
+  let text =
+    `{"request":${requestOf(exchange)},"upstream_uri":${quoted(uri)}` +
+    `,"upstream_status":"${exchange.upstreamStatuses.join(', ')}"` +
+    `,"response":{"status":${response.status},"headers":{${members(fields, false, undefined)}}` +
+    `,"size":${17 + size(fields) + exchange.bytesSent}}` +
+    `,"latencies":${latenciesOf(exchange, proxied)},"client_ip":${quoted(exchange.request.clientIp)}` +
+    `,"started_at":${exchange.startedAt},"source":"${proxied ? 'upstream' : 'kong'}"` +
+    `,"workspace":"${WORKSPACE}","workspace_name":"default"`
   if (route !== undefined) {
-    record.route = route
-    record.tries = exchange.tries.map(({ startedAt, latency, peer, state, code }) => ({
-      balancer_start: Math.floor(startedAt),
-      balancer_start_ns: Math.round(startedAt * 1e6),
-      balancer_latency: Math.round(latency),
-      balancer_latency_ns: Math.round(latency * 1e6),
-      ip: peer.ip,
-      port: peer.port,
-      ...(state === undefined ? {} : { state, code })
-    }))
+    text += `,"route":${textOf(route)},"tries":[${exchange.tries.map(tryOf).join(',')}]`
   }
-  if (service !== undefined) record.service = service
-  if (consumer !== undefined) record.consumer = consumer
+  if (service !== undefined) text += `,"service":${textOf(service)}`
+  if (consumer !== undefined) text += `,"consumer":${textOf(consumer)}`
   if (credential !== undefined) {
-    record.authenticated_entity = { id: credential.id, consumer_id: credential.consumer.id }
+    text += `,"authenticated_entity":{"id":${quoted(credential.id)},"consumer_id":${quoted(credential.consumer.id)}}`
   }
-  return record
+  for (const name in logFields) {
+    const value = JSON.stringify(logFields[name])
+    if (value !== undefined) text += `,${quoted(name)}:${value}`
+  }
+  return `${text}}`
 }

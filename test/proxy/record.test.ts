@@ -1,5 +1,7 @@
 import t from 'tap'
-import { buildRecord, type Finished } from '../../src/proxy/record.ts'
+import { type Finished, writeRecord } from '../../src/proxy/record.ts'
+
+const recordOf = (exchange: Finished): Record<string, unknown> => JSON.parse(writeRecord(exchange))
 
 /** An exchange that was proxied, but for what `more` says. */
 function finished(more: object = {}): Finished {
@@ -69,7 +71,7 @@ function finished(more: object = {}): Finished {
 }
 
 await t.test('a proxied request', async t => {
-  const record = buildRecord(finished())
+  const record = recordOf(finished())
   t.match(record, {
     request: {
       id: 'f'.repeat(32),
@@ -116,7 +118,7 @@ await t.test('a proxied request', async t => {
   t.notOk('x-gone' in request.headers)
   t.notOk(':path' in request.headers)
   t.notOk('state' in tries[1]!)
-  t.equal(Object.getPrototypeOf(request.querystring), null, 'a query cannot reach a prototype')
+  t.ok(Object.hasOwn(request.querystring, '__proto__'), 'a query cannot reach a prototype')
   t.same(
     { ...request.querystring },
     { a: ['1', '2'], b: true, c: '%zz', d: 'x y', '': 'e', ['__proto__']: 'p' }
@@ -126,12 +128,12 @@ await t.test('a proxied request', async t => {
 })
 
 await t.test('three values of a query name', async t => {
-  const record = buildRecord(finished({ request: { ...finished().request, query: 'a=1&a=2&a=3' } }))
+  const record = recordOf(finished({ request: { ...finished().request, query: 'a=1&a=2&a=3' } }))
   t.same({ ...(record.request as { querystring: object }).querystring }, { a: ['1', '2', '3'] })
 })
 
 await t.test('an answer of the gateway, without any upstream', async t => {
-  const record = buildRecord(
+  const record = recordOf(
     finished({
       answer: {},
       sentMark: 0,

@@ -162,11 +162,7 @@ export class Jar {
   #read(text: string, { binding }: Carrier): Ticket | undefined {
     const bytes = Buffer.from(text, 'base64url')
     const id = bytes.subarray(0, ID_BYTES)
-    const opened = this.#options.keys.open(
-      id,
-      this.#context + binding,
-      bytes.subarray(ID_BYTES)
-    )
+    const opened = this.#options.keys.open(id, this.#context + binding, bytes.subarray(ID_BYTES))
     if (opened === undefined) return undefined
     const [created, renewed, touched, stored] = JSON.parse(opened.text) as [
       number,
