@@ -38,6 +38,10 @@ const schema = Type.Object(
 
 type Config = Static<typeof schema>
 
+const BEGIN = Buffer.from('[')
+const COMMA = Buffer.from(',')
+const END = Buffer.from(']')
+
 /** Most bytes of an answer that are read before its connection is given up. */
 const MAX_ANSWER = 128 * 1024
 /** Connections of a queue whose entries are delivered side by side. */
@@ -127,7 +131,7 @@ function createSink(config: Config, refresh: () => Promise<boolean>, Client: typ
     config: queue,
     timeout: 3 * timeout,
     async send(entries, signal) {
-      const body = single ? entries[0]! : `[${entries.join(',')}]`
+      const body = single ? entries[0]! : listOf(entries)
       const answer = await pool.request({ method, path: endpoint.path, headers, body, signal })
       // The status decides; what follows is read only so that the connection can be used again.
       await answer.body.dump({ limit: MAX_ANSWER })
@@ -140,6 +144,13 @@ function createSink(config: Config, refresh: () => Promise<boolean>, Client: typ
     },
     close: () => pool.close()
   }
+}
+
+/** A JSON array of values that are JSON. */
+function listOf(entries: readonly Buffer[]): Buffer {
+  const parts: Buffer[] = []
+  for (const entry of entries) parts.push(parts.length === 0 ? BEGIN : COMMA, entry)
+  return Buffer.concat([...parts, END])
 }
 
 /** Throws POSTERN_LOG_ENDPOINT, without the text, for what is no HTTP URL. */

@@ -28,7 +28,7 @@ export interface Sink {
   /** Milliseconds one delivery may take before its signal aborts. */
   readonly timeout: number
   /** Delivers a batch; rejects when it did not arrive. No message may hold a secret. */
-  send(entries: readonly string[], signal: AbortSignal): Promise<void>
+  send(entries: readonly Buffer[], signal: AbortSignal): Promise<void>
   /**
    * Asked once per batch, after its first failure: whether something changed that makes another
    * attempt at once worthwhile.
@@ -44,15 +44,38 @@ const CLOSE_TIMEOUT = 5000
 const SHORTEST_WAIT = 50
 /** Share of the capacity above which a queue warns. */
 const WARN_AT = 0.8
+/** Bytes of the memory that entries share. */
+const SLAB = 65_536
 /** The longest delay a timer takes. */
 const MAX_TIMER = 2 ** 31 - 1
 
 /** Entries on their way to a sink. The oldest are the first to be lost when it is full. */
 interface Batch {
-  entries: string[]
+  entries: Buffer[]
   readonly startedAt: number
   failures: number
   recovered: boolean
+}
+
+/**
+ * Makes bytes of texts in memory outside the heap: queued entries live for about a second, and as
+ * strings they would be copied by each of the collections meanwhile.
+ */
+class Bytes {
+  #slab = Buffer.allocUnsafeSlow(0)
+  #used = 0
+
+  of(text: string): Buffer {
+    const length = Buffer.byteLength(text)
+    if (length > SLAB / 8) return Buffer.from(text)
+    if (length > this.#slab.length - this.#used) {
+      this.#slab = Buffer.allocUnsafeSlow(SLAB)
+      this.#used = 0
+    }
+    const start = this.#used
+    this.#used += this.#slab.write(text, start, 'utf8')
+    return this.#slab.subarray(start, this.#used)
+  }
 }
 
 /**
@@ -70,12 +93,13 @@ export class Queue {
   /** Settles when no delivery uses the sink any more. */
   readonly #uses = new Map<Sink, Promise<unknown>>()
   /** Waiting entries from `#head` on; those before it are gone. */
-  #waiting: string[] = []
+  #waiting: Buffer[] = []
   #head = 0
   #batch: Batch | undefined
   /** Entries of deliveries that bypass the queue. */
   #bypassing = 0
   #bytes = 0
+  readonly #memory = new Bytes()
   #worker: Promise<void> | undefined
   #wake: (() => void) | undefined
   #closed = false
@@ -109,10 +133,11 @@ export class Queue {
   }
 
   /** Takes an entry; never throws and never waits. */
-  enqueue(entry: string): void {
+  enqueue(text: string): void {
     const sink = this.#sinks.at(-1)
     if (sink === undefined || this.#closed) return
     const { config } = sink
+    const entry = this.#memory.of(text)
     if (config.max_bytes !== undefined && !this.#makeRoom(entry, config.max_bytes)) return
     if (config.concurrency_limit === -1) {
       this.#bypass(entry, config)
@@ -120,7 +145,7 @@ export class Queue {
     }
     while (this.length >= config.max_entries && this.#dropOldest('max_entries'));
     this.#waiting.push(entry)
-    this.#bytes += Buffer.byteLength(entry)
+    this.#bytes += entry.length
     this.#watchLevel(config)
     this.#worker ??= this.#work()
     if (this.#waiting.length - this.#head >= config.max_batch_size) this.#wake?.()
@@ -181,7 +206,7 @@ export class Queue {
     }
   }
 
-  #take(count: number): string[] {
+  #take(count: number): Buffer[] {
     const entries = this.#waiting.slice(this.#head, this.#head + count)
     this.#head += entries.length
     this.#compact()
@@ -214,7 +239,7 @@ export class Queue {
     }
   }
 
-  async #attempt(sink: Sink, entries: readonly string[]): Promise<void> {
+  async #attempt(sink: Sink, entries: readonly Buffer[]): Promise<void> {
     const controller = new AbortController()
     const abort = () => controller.abort(new Error('not delivered in time'))
     const timer = setTimeout(abort, Math.min(sink.timeout, MAX_TIMER))
@@ -265,12 +290,12 @@ export class Queue {
   }
 
   #forget(batch: Batch): void {
-    for (const entry of batch.entries) this.#bytes -= Buffer.byteLength(entry)
+    for (const entry of batch.entries) this.#bytes -= entry.length
     batch.entries = []
   }
 
   /** Delivers an entry on its own, beside the others; only their number is bounded. */
-  #bypass(entry: string, config: QueueConfig): void {
+  #bypass(entry: Buffer, config: QueueConfig): void {
     if (this.length >= config.max_entries) {
       this.#reportFull('max_entries')
       return
@@ -282,7 +307,7 @@ export class Queue {
       recovered: false
     }
     this.#bypassing++
-    this.#bytes += Buffer.byteLength(entry)
+    this.#bytes += entry.length
     this.#watchLevel(config)
     const task = this.#deliver(batch).then(() => {
       this.#tasks.delete(task)
@@ -296,8 +321,8 @@ export class Queue {
     this.#tasks.add(task)
   }
 
-  #makeRoom(entry: string, maxBytes: number): boolean {
-    const bytes = Buffer.byteLength(entry)
+  #makeRoom(entry: Buffer, maxBytes: number): boolean {
+    const bytes = entry.length
     if (bytes > maxBytes) {
       this.#log.error(
         { queue: this.#name, bytes, max_bytes: maxBytes },
@@ -314,7 +339,7 @@ export class Queue {
     this.#reportFull(reason)
     const oldest = this.#batch?.entries.shift() ?? this.#take(1)[0]
     if (oldest === undefined) return false
-    this.#bytes -= Buffer.byteLength(oldest)
+    this.#bytes -= oldest.length
     return true
   }
 

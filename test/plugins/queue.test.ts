@@ -43,9 +43,9 @@ class Collector implements Sink {
     this.timeout = timeout
   }
 
-  async send(entries: readonly string[], signal: AbortSignal): Promise<void> {
+  async send(entries: readonly Buffer[], signal: AbortSignal): Promise<void> {
     await this.answer(++this.attempts, signal)
-    this.batches.push(entries)
+    this.batches.push(entries.map(String))
   }
 
   async close(): Promise<void> {
