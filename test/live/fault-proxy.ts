@@ -1,19 +1,32 @@
-import { type Fault, startFaultServer } from '../vault/fault-server.ts'
-import { type FakeVault, type HcvServer, pathOf, REFUSALS } from '../vault/hcv-server.ts'
+import {
+  type Fault,
+  type FaultServer,
+  type ServiceAnswer,
+  type ServiceRequest,
+  startFaultServer
+} from '../vault/fault-server.ts'
 
 /** Headers of one connection, which a proxy does not pass on. */
 const OF_THE_CONNECTION = new Set(['connection', 'content-length', 'host', 'transfer-encoding'])
 
-/** A real server behind a proxy that can make its answers fail. */
-export async function behindFaults(
-  server: HcvServer
-): Promise<HcvServer & Pick<FakeVault, 'fault' | 'connections'>> {
-  let affected: RegExp | undefined
-  const proxy = await startFaultServer(
-    async ({ method, url, headers, body }, fault: Fault | undefined) => {
-      const refusal = fault && REFUSALS[fault]
+/** How the service of a {@link startFaultProxy} fails. */
+export interface Failing {
+  /** Answers of the service itself in a fault that is not one of the wire. */
+  readonly refusals: Partial<Record<Fault, ServiceAnswer>>
+  /** Which requests a fault is played on; all of them when left out. */
+  readonly affects?: (request: ServiceRequest) => boolean
+}
+
+/** A proxy before the real server at `target` that can make its answers fail. */
+export function startFaultProxy(
+  target: string,
+  { refusals, affects }: Failing
+): Promise<FaultServer> {
+  return startFaultServer(
+    async ({ method, url, headers, body }, fault) => {
+      const refusal = fault && refusals[fault]
       if (refusal !== undefined) return refusal
-      const answer = await fetch(server.url + url, {
+      const answer = await fetch(target + url, {
         method,
         redirect: 'manual',
         headers: Object.entries(headers).filter(
@@ -21,24 +34,13 @@ export async function behindFaults(
         ),
         ...(body === '' ? {} : { body })
       })
-      return { status: answer.status, body: await answer.text() }
+      const type = answer.headers.get('content-type')
+      return {
+        status: answer.status,
+        headers: type === null ? {} : { 'Content-Type': type },
+        body: await answer.text()
+      }
     },
-    { affects: ({ url }) => affected?.test(pathOf(url)) !== false }
+    affects === undefined ? {} : { affects }
   )
-  return {
-    port: proxy.port,
-    url: proxy.url,
-    get connections() {
-      return proxy.connections
-    },
-    call: (method, path, body, headers) => server.call(method, path, body, headers),
-    fault(kind, path) {
-      affected = path
-      return proxy.fault(kind)
-    },
-    async [Symbol.asyncDispose]() {
-      await proxy.close()
-      await server[Symbol.asyncDispose]()
-    }
-  }
 }

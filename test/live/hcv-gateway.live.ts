@@ -3,6 +3,7 @@ import { startGateway, startUpstream, type TestGateway, until } from '../harness
 import { appRole } from '../vault/hcv/scenarios.ts'
 import { startLastingOpenBao } from './openbao.ts'
 import { missing } from './server.ts'
+import { traffic } from './traffic.ts'
 
 const skip = missing('bao')
 
@@ -40,32 +41,6 @@ function gatewayOn(upstream: string, vault: object, env: Record<string, string> 
 const statusOf = async (gateway: TestGateway, n: number) =>
   (await gateway.fetch('/', { headers: { authorization: basic(n) } })).status
 
-/** Clients that never stop; what is not answered 200 is kept. */
-function traffic(gateway: TestGateway, current: () => number) {
-  const failures: unknown[] = []
-  let served = 0
-  let running = true
-  const clients = Array.from({ length: 4 }, async () => {
-    while (running) {
-      const n = current()
-      const status = await statusOf(gateway, n).catch((error: Error) => error.message)
-      // Old credentials verify during their grace, new ones from their rotation on.
-      if (status === 200) served++
-      else failures.push(`${n}: ${status}`)
-    }
-  })
-  return {
-    failures,
-    get served() {
-      return served
-    },
-    async stop() {
-      running = false
-      await Promise.all(clients)
-    }
-  }
-}
-
 await t.test('rotations under traffic, by timer: nothing fails', { skip }, async t => {
   await using bao = await startLastingOpenBao()
   await using upstream = await startUpstream()
@@ -73,7 +48,7 @@ await t.test('rotations under traffic, by timer: nothing fails', { skip }, async
   const { settings } = await appRole(bao, { token_ttl: '3s', token_max_ttl: '6s' })
   await using gateway = await gatewayOn(upstream.url, settings)
   let inForce = 0
-  const load = traffic(gateway, () => inForce)
+  await using load = traffic(() => statusOf(gateway, inForce))
   for (let n = 1; n <= 5; n++) {
     await bao.call('POST', 'secret/data/pair', pair(n))
     await until(async () => (await statusOf(gateway, n)) === 200, `pair ${n} to be in force`)
@@ -92,7 +67,7 @@ await t.test('sealed, unsealed, killed and back under traffic', { skip }, async 
   const { settings } = await appRole(bao, { token_ttl: '3s' })
   await using gateway = await gatewayOn(upstream.url, settings)
   let inForce = 0
-  const load = traffic(gateway, () => inForce)
+  await using load = traffic(() => statusOf(gateway, inForce))
   const failing = async () => JSON.stringify((await gateway.status('/vaults')).json())
 
   await bao.seal()

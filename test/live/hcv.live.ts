@@ -1,10 +1,11 @@
 import t from 'tap'
 import { certificateFor } from '../certificates.ts'
 import { until } from '../harness.ts'
-import { hcvContract } from '../vault/hcv/contract.ts'
+import { type FaultyServer, hcvContract } from '../vault/hcv/contract.ts'
 import { example } from '../vault/hcv/example.ts'
 import { hcvScenarios, opener, type SetUpDatabase } from '../vault/hcv/scenarios.ts'
-import { behindFaults } from './fault-proxy.ts'
+import { type HcvServer, pathOf, REFUSALS } from '../vault/hcv-server.ts'
+import { startFaultProxy } from './fault-proxy.ts'
 import { startLastingOpenBao, startOpenBao } from './openbao.ts'
 import { startPostgres } from './postgres.ts'
 import { missing } from './server.ts'
@@ -29,6 +30,31 @@ const onPostgres: SetUpDatabase = async (t, server, { ttl, maxTtl }) => {
       "CREATE ROLE \"{{name}}\" WITH LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'"
     ]
   })
+}
+
+/** A real server whose answers can be made to fail. */
+async function behindFaults(server: HcvServer): Promise<FaultyServer> {
+  let affected: RegExp | undefined
+  const proxy = await startFaultProxy(server.url, {
+    refusals: REFUSALS,
+    affects: ({ url }) => affected?.test(pathOf(url)) !== false
+  })
+  return {
+    port: proxy.port,
+    url: proxy.url,
+    get connections() {
+      return proxy.connections
+    },
+    call: (method, path, body, headers) => server.call(method, path, body, headers),
+    fault(kind, path) {
+      affected = path
+      return proxy.fault(kind)
+    },
+    async [Symbol.asyncDispose]() {
+      await proxy.close()
+      await server[Symbol.asyncDispose]()
+    }
+  }
 }
 
 await t.test('a real OpenBao', { skip: missing('bao') }, async t => {

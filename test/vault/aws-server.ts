@@ -39,6 +39,19 @@ export interface FakeAws extends FaultServer {
 /** What the service says it is, which a client must not go by: all but the first come with 400. */
 const STATUS: Readonly<Record<string, number>> = { InternalServiceError: 500 }
 
+/** How Secrets Manager itself answers in a fault. */
+export const refusals: Partial<Record<Fault, ServiceAnswer>> = {
+  denied: failure(
+    'AccessDeniedException',
+    'User: arn:aws:sts::123456789012:assumed-role/gateway/postern is not authorized to perform: secretsmanager:GetSecretValue on resource: canary'
+  ),
+  absent: failure('ResourceNotFoundException', "Secrets Manager can't find the specified secret."),
+  throttled: failure('ThrottlingException', 'Rate exceeded', {
+    'Retry-After': String(RETRY_AFTER)
+  }),
+  unavailable: failure('InternalServiceError', 'canary: try again')
+}
+
 /** Starts it. Faults are played by Secrets Manager alone. */
 export async function startFakeAws(): Promise<FakeAws> {
   const secrets = new SecretStore()
@@ -204,7 +217,7 @@ function actionOf(request: ServiceRequest): string {
 function failure(
   type: string,
   message: string,
-  headers: Readonly<Record<string, string>>
+  headers: Readonly<Record<string, string>> = {}
 ): ServiceAnswer {
   return {
     status: STATUS[type] ?? 400,
