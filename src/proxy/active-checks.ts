@@ -3,7 +3,14 @@ import type { Logger } from '../plugins/plugin.ts'
 import type { Certificate, Target, Upstream } from '../schema/entities.ts'
 import type { Answer, Resolver } from './dns.ts'
 import { type Endpoint, endpointOf, type Place, placeOf } from './endpoints.ts'
-import { HealthRules, type HealthSlot, type HealthTable, healthKey, isChecked } from './health.ts'
+import {
+  type Check,
+  HealthRules,
+  type HealthSlot,
+  type HealthTable,
+  healthKey,
+  isChecked
+} from './health.ts'
 import { type Finding, probe } from './probe.ts'
 
 /** One upstream as the control thread watches it. */
@@ -29,7 +36,8 @@ export interface AddressStatus {
   readonly port: number
   readonly weight: number
   readonly health: HealthState
-  readonly counters: HealthSlot['counters']
+  /** What each kind of check has counted since the last change of state. */
+  readonly counters: Readonly<Record<Check, ReturnType<HealthSlot['counters']>>>
   readonly last_check?: { readonly at: string; readonly result: string }
 }
 
@@ -83,7 +91,7 @@ export class UpstreamWatch {
     const { active } = watched.upstream.healthchecks
     this.#watched = watched
     this.#environment = environment
-    this.#rules = new HealthRules(active)
+    this.#rules = new HealthRules('active', active)
     this.#limit = pLimit(active.concurrency)
     this.#targets = watched.targets.map(target => ({
       target,
@@ -264,7 +272,7 @@ function addressStatus({ place, slot, last }: Watched, checked: boolean): Addres
     port,
     weight,
     health: checked ? (slot.healthy ? 'HEALTHY' : 'UNHEALTHY') : 'HEALTHCHECKS_OFF',
-    counters: slot.counters,
+    counters: { active: slot.counters('active'), passive: slot.counters('passive') },
     ...(last === undefined
       ? {}
       : { last_check: { at: new Date(last.at).toISOString(), result: textOf(last.finding) } })

@@ -23,13 +23,23 @@ const EPOCH = 1
 // Cells of a slot. The key takes the first two.
 const HOLDERS = 2
 const UNHEALTHY = 3
-const SUCCESSES = 4
-const TCP_FAILURES = 5
-const TIMEOUTS = 6
-const HTTP_FAILURES = 7
 /** As 64-bit floats: two cells each. */
-const LATENCY = 8
-const LATENCY_AT = 10
+const LATENCY = 4
+const LATENCY_AT = 6
+/** Where the counters of each kind of check begin. */
+const CHECKS = { active: 8, passive: 12 } as const
+
+// Counters of a kind of check, from where they begin.
+const SUCCESSES = 0
+const TCP_FAILURES = 1
+const TIMEOUTS = 2
+const HTTP_FAILURES = 3
+
+/**
+ * What watches an address: probes, or the requests it serves. Each counts for itself, since each has
+ * thresholds of its own: requests that go well must not hide that probes fail, nor the other way.
+ */
+export type Check = keyof typeof CHECKS
 
 /** Makes the memory of a table; hand it to every thread. */
 export function createHealthMemory(): SharedArrayBuffer {
@@ -83,8 +93,10 @@ export class HealthSlot {
     this.#floats[(this.#base + LATENCY_AT) >> 1] = at
   }
 
-  get counters() {
-    const at = (cell: number): number => Atomics.load(this.#cells, this.#base + cell)
+  /** What a kind of check has counted. */
+  counters(check: Check) {
+    const base = this.#base + CHECKS[check]
+    const at = (cell: number): number => Atomics.load(this.#cells, base + cell)
     return {
       successes: at(SUCCESSES),
       tcp_failures: at(TCP_FAILURES),
@@ -93,13 +105,16 @@ export class HealthSlot {
     }
   }
 
-  /** Counts a success; gives whether it made the address healthy. `enough` 0 never does. */
-  succeed(enough: number): boolean {
+  /**
+   * Counts a success, which ends the row of failures the same check had seen; gives whether it made
+   * the address healthy. `enough` 0 never does.
+   */
+  succeed(check: Check, enough: number): boolean {
     const cells = this.#cells
-    const base = this.#base
+    const base = this.#base + CHECKS[check]
     // Nearly every success finds nothing to change, and reading does not disturb other threads.
-    for (const cell of [TCP_FAILURES, TIMEOUTS, HTTP_FAILURES]) {
-      if (Atomics.load(cells, base + cell) !== 0) Atomics.store(cells, base + cell, 0)
+    for (let cell = base + TCP_FAILURES; cell <= base + HTTP_FAILURES; cell++) {
+      if (Atomics.load(cells, cell) !== 0) Atomics.store(cells, cell, 0)
     }
     if (enough === 0 || this.healthy) return false
     if (Atomics.add(cells, base + SUCCESSES, 1) + 1 < enough) return false
@@ -107,10 +122,10 @@ export class HealthSlot {
   }
 
   /** Counts a failure; gives whether it made the address unhealthy. `enough` 0 does not count. */
-  fail(kind: Failure, enough: number): boolean {
+  fail(check: Check, kind: Failure, enough: number): boolean {
     if (enough === 0) return false
     const cells = this.#cells
-    const base = this.#base
+    const base = this.#base + CHECKS[check]
     if (Atomics.load(cells, base + SUCCESSES) !== 0) Atomics.store(cells, base + SUCCESSES, 0)
     if (!this.healthy) return false
     if (Atomics.add(cells, base + FAILURE_CELLS[kind], 1) + 1 < enough) return false
@@ -128,8 +143,10 @@ export class HealthSlot {
     const from = unhealthy ? 0 : 1
     if (Atomics.compareExchange(cells, this.#base + UNHEALTHY, from, 1 - from) !== from)
       return false
-    for (const cell of [SUCCESSES, TCP_FAILURES, TIMEOUTS, HTTP_FAILURES]) {
-      if (cell === SUCCESSES || !unhealthy) Atomics.store(cells, this.#base + cell, 0)
+    for (const first of Object.values(CHECKS)) {
+      // The failures that took it out stay to be seen until it is back.
+      const last = first + (unhealthy ? SUCCESSES : HTTP_FAILURES)
+      for (let cell = first; cell <= last; cell++) Atomics.store(cells, this.#base + cell, 0)
     }
     Atomics.add(cells, EPOCH, 1)
     return true
@@ -230,12 +247,14 @@ export function isChecked({ active, passive }: HealthChecks): boolean {
 
 /** What one kind of check makes of what it saw, compiled from its part of `healthchecks`. */
 export class HealthRules {
+  readonly #check: Check
   readonly #successes: number
   readonly #thresholds: Readonly<Record<Failure, number>>
   /** 1 for a status of the healthy list, 2 for one of the unhealthy. */
   readonly #statuses = new Uint8Array(1000)
 
-  constructor({ healthy, unhealthy }: HealthChecks['active'] | HealthChecks['passive']) {
+  constructor(check: Check, { healthy, unhealthy }: HealthChecks[Check]) {
+    this.#check = check
     this.#successes = healthy.successes
     this.#thresholds = {
       tcp: unhealthy.tcp_failures,
@@ -254,11 +273,11 @@ export class HealthRules {
   }
 
   success(slot: HealthSlot): boolean {
-    return slot.succeed(this.#successes)
+    return slot.succeed(this.#check, this.#successes)
   }
 
   failure(slot: HealthSlot, kind: Failure): boolean {
-    return slot.fail(kind, this.#thresholds[kind])
+    return slot.fail(this.#check, kind, this.#thresholds[kind])
   }
 }
 

@@ -123,7 +123,9 @@ export class Targets {
     this.#environment = environment
     this.#factory = upstream === undefined ? roundRobin : algorithms[upstream.algorithm](upstream)
     this.#checked = upstream !== undefined && isChecked(upstream.healthchecks)
-    this.#passive = this.#checked ? new HealthRules(upstream!.healthchecks.passive) : undefined
+    this.#passive = this.#checked
+      ? new HealthRules('passive', upstream!.healthchecks.passive)
+      : undefined
     this.#takesStatuses = upstream?.healthchecks.passive.type !== 'tcp'
     this.#binds = upstream?.algorithm === 'sticky-sessions' || upstream?.hash_on === 'cookie'
     // Names of targets are asked for before the first request waits for them.

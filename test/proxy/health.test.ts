@@ -1,7 +1,13 @@
 import { once } from 'node:events'
 import { Worker } from 'node:worker_threads'
 import t from 'tap'
-import { createHealthMemory, HealthRules, HealthTable, isChecked } from '../../src/proxy/health.ts'
+import {
+  type Check,
+  createHealthMemory,
+  HealthRules,
+  HealthTable,
+  isChecked
+} from '../../src/proxy/health.ts'
 import type { HealthChecks } from '../../src/schema/entities.ts'
 
 type Thresholds = {
@@ -11,8 +17,8 @@ type Thresholds = {
   http_failures?: number
 }
 
-function rules({ successes = 0, ...failures }: Thresholds): HealthRules {
-  return new HealthRules({
+function rules({ successes = 0, ...failures }: Thresholds, check: Check = 'passive'): HealthRules {
+  return new HealthRules(check, {
     healthy: { successes, http_statuses: [200, 302] },
     unhealthy: { tcp_failures: 0, timeouts: 0, http_failures: 0, http_statuses: [500], ...failures }
   } as HealthChecks['passive'])
@@ -48,19 +54,44 @@ await t.test('a success resets failures, a failure resets successes', async t =>
   const each = rules({ successes: 2, tcp_failures: 2, http_failures: 2 })
   each.failure(slot, 'tcp')
   each.failure(slot, 'http')
-  t.match(slot.counters, { tcp_failures: 1, http_failures: 1 })
+  t.match(slot.counters('passive'), { tcp_failures: 1, http_failures: 1 })
   each.success(slot)
-  t.match(slot.counters, { successes: 0, tcp_failures: 0, http_failures: 0 })
+  t.match(slot.counters('passive'), { successes: 0, tcp_failures: 0, http_failures: 0 })
   each.failure(slot, 'tcp')
   t.ok(each.failure(slot, 'tcp'))
   t.notOk(each.success(slot))
-  t.equal(slot.counters.successes, 1)
+  t.equal(slot.counters('passive').successes, 1)
   each.failure(slot, 'tcp')
-  t.equal(slot.counters.successes, 0)
+  t.equal(slot.counters('passive').successes, 0)
   each.success(slot)
   t.ok(each.success(slot), 'two in a row')
   t.ok(slot.healthy)
-  t.same(slot.counters, { successes: 0, tcp_failures: 0, timeouts: 0, http_failures: 0 })
+  t.same(slot.counters('passive'), { successes: 0, tcp_failures: 0, timeouts: 0, http_failures: 0 })
+})
+
+await t.test('active and passive checks count each for itself', async t => {
+  const slot = open().acquire('a')
+  const passive = rules({ http_failures: 2, tcp_failures: 2 })
+  const active = rules({ successes: 2, http_failures: 2 }, 'active')
+  active.failure(slot, 'http')
+  passive.failure(slot, 'http')
+  t.ok(slot.healthy, 'one of each is not two of one')
+  for (let i = 0; i < 5; i++) passive.success(slot)
+  t.match(slot.counters('active'), { http_failures: 1 })
+  t.match(slot.counters('passive'), { http_failures: 0 })
+  t.ok(active.failure(slot, 'http'), 'good requests between do not matter')
+  passive.success(slot)
+  t.notOk(slot.healthy)
+  t.notOk(active.success(slot))
+  passive.failure(slot, 'http')
+  t.ok(active.success(slot), 'two in a row of its own')
+  passive.failure(slot, 'tcp')
+  for (let i = 0; i < 5; i++) active.success(slot)
+  t.ok(passive.failure(slot, 'tcp'), 'good probes between do not matter')
+  slot.turn(true)
+  for (const check of ['active', 'passive'] as const) {
+    t.same(slot.counters(check), { successes: 0, tcp_failures: 0, timeouts: 0, http_failures: 0 })
+  }
 })
 
 await t.test('without a threshold of successes nothing brings it back but being told', async t => {
@@ -132,7 +163,7 @@ await t.test('threads count together, and one of them turns the state', async t 
     let turned = 0
     for (let i = 0; i < 1000; i++) {
       table.acquire('busy ' + i)
-      if (slot.fail('tcp', 2000)) turned++
+      if (slot.fail('passive', 'tcp', 2000)) turned++
       table.release('busy ' + i)
     }
     parentPort.postMessage(turned)
@@ -148,7 +179,7 @@ await t.test('threads count together, and one of them turns the state', async t 
   )
   t.equal(turned[0]! + turned[1]!, 1, 'exactly one saw the 2000th')
   t.notOk(slot.healthy)
-  t.equal(slot.counters.tcp_failures, 2000)
+  t.equal(slot.counters('passive').tcp_failures, 2000)
 })
 
 await t.test('an upstream is checked as soon as any check can take a target out', async t => {

@@ -179,7 +179,9 @@ await t.test('passive checks take a target out, for all threads and over reloads
   t.match(entry.targets[0], {
     target: bad.target,
     health: 'UNHEALTHY',
-    addresses: [{ ip: '127.0.0.1', health: 'UNHEALTHY', counters: { http_failures: 2 } }]
+    addresses: [
+      { ip: '127.0.0.1', health: 'UNHEALTHY', counters: { passive: { http_failures: 2 } } }
+    ]
   })
   t.match(entry.targets[1], { health: 'HEALTHY' })
   await gateway.reload(config({ upstream, service: { retries: 1 } }))
