@@ -309,6 +309,11 @@ export const settingsTable = {
     parse: toggle,
     doc: 'Whether upstream certificates are verified where a service does not say; Kong has off.'
   }),
+  upstreamHttp2: setting('POSTERN_UPSTREAM_HTTP2', {
+    default: 'off',
+    parse: toggle,
+    doc: 'Whether HTTP/2 is offered to upstreams of protocol https; they choose.'
+  }),
   dnsResolver: setting('POSTERN_DNS_RESOLVER', {
     kong: 'KONG_DNS_RESOLVER',
     parse: nameServers,

@@ -125,7 +125,8 @@ const environment: SnapshotEnvironment = {
     options: {
       connections: settings.upstreamKeepalivePoolSize,
       idleTimeout: settings.upstreamKeepaliveIdleTimeout * 1000,
-      tlsVerify: settings.upstreamTlsVerify
+      tlsVerify: settings.upstreamTlsVerify,
+      http2: settings.upstreamHttp2
     }
   }
 }

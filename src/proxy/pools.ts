@@ -3,6 +3,7 @@ import { checkServerIdentity, type DetailedPeerCertificate, type PeerCertificate
 import createError from '@fastify/error'
 import { buildConnector, type Dispatcher } from 'undici'
 import type { Service } from '../schema/entities.ts'
+import { AlpnPool } from './alpn-pool.ts'
 import { Http1Pool } from './http1/pool.ts'
 import { Http2Pool } from './http2/pool.ts'
 
@@ -20,6 +21,8 @@ export interface PoolOptions {
   readonly idleTimeout: number
   /** Verify upstream certificates where the service does not say. */
   readonly tlsVerify: boolean
+  /** Offer HTTP/2 to upstreams of protocol https. */
+  readonly http2: boolean
 }
 
 /** What connections of a service show and trust. */
@@ -39,7 +42,7 @@ export interface PoolTarget {
   /** Name for SNI and verification; `''` goes by the address. */
   readonly servername: string
   /** HTTP/2 from the first byte, or by ALPN over TLS. */
-  readonly http2: boolean
+  readonly http2: 'always' | 'offer' | 'never'
   readonly verify: boolean
   readonly verifyDepth: number | undefined
   readonly sans: Service['tls_sans']
@@ -58,15 +61,11 @@ const MAX_HEAD = 65_536
 export function openPool(target: PoolTarget, tls: TlsMaterial, options: PoolOptions): Dispatcher {
   const { scheme, ip, port, servername, http2, verify, connectTimeout } = target
   const origin = new URL(`${scheme}://${isIP(ip) === 6 ? `[${ip}]` : ip}:${port}`)
-  const bounds = {
-    connections: options.connections,
-    maxWaiting: MAX_WAITING,
-    idleTimeout: options.idleTimeout,
-    maxRequests: MAX_REQUESTS,
-    connect: buildConnector({
-      allowH2: http2,
-      preferH2: http2,
-      useH2c: http2 && scheme === 'http',
+  const connector = (offerHttp2: boolean): buildConnector.connector =>
+    buildConnector({
+      allowH2: offerHttp2,
+      preferH2: offerHttp2,
+      useH2c: offerHttp2 && scheme === 'http',
       timeout: connectTimeout,
       rejectUnauthorized: verify,
       checkServerIdentity: identityCheck(target),
@@ -74,10 +73,23 @@ export function openPool(target: PoolTarget, tls: TlsMaterial, options: PoolOpti
       ...(tls.ca === undefined ? {} : { ca: [...tls.ca] }),
       ...(tls.cert === undefined ? {} : { cert: tls.cert, key: tls.key })
     } as buildConnector.BuildOptions)
+  const bounds = {
+    connections: options.connections,
+    maxWaiting: MAX_WAITING,
+    idleTimeout: options.idleTimeout,
+    maxRequests: MAX_REQUESTS,
+    maxHeadSize: MAX_HEAD,
+    // A connection that comes free counts as much as one that comes about.
+    waitTimeout: connectTimeout
   }
-  return http2
-    ? new Http2Pool(origin, bounds)
-    : new Http1Pool(origin, { ...bounds, maxHeadSize: MAX_HEAD })
+  switch (http2) {
+    case 'always':
+      return new Http2Pool(origin, { ...bounds, connect: connector(true) })
+    case 'offer':
+      return new AlpnPool(origin, { ...bounds, connect: connector(false) }, connector(true))
+    default:
+      return new Http1Pool(origin, { ...bounds, connect: connector(false) })
+  }
 }
 
 /** What is checked of a verified certificate: its name, and what the service says besides. */

@@ -142,6 +142,7 @@ export class ServiceUpstream {
     const { options, pools } = this.#environment
     const { service, scheme } = this
     const { ip, port } = address
+    const { protocol } = service
     const authority = withPort(this.#hostHeader ?? address.host, port, scheme)
     const name = authority.replace(/:\d+$/, '')
     const target: PoolTarget = {
@@ -150,7 +151,11 @@ export class ServiceUpstream {
       port,
       // RFC 6066 §3: SNI carries names only, never addresses.
       servername: isIP(name.replace(/^\[|\]$/g, '')) === 0 ? name : '',
-      http2: service.protocol === 'grpc' || service.protocol === 'grpcs',
+      http2: protocol.startsWith('grpc')
+        ? 'always'
+        : options.http2 && protocol === 'https'
+          ? 'offer'
+          : 'never',
       verify: service.tls_verify ?? options.tlsVerify,
       verifyDepth: service.tls_verify_depth,
       sans: service.tls_sans,

@@ -1,4 +1,5 @@
 import type { Dispatcher } from 'undici'
+import type { PooledCall } from '../pool.ts'
 
 /** What carries a call: a connection, as far as the call acts on it. */
 export interface Carrier {
@@ -12,7 +13,7 @@ export interface Carrier {
  * One request on its way over a pool: undici's controller for its handler. It lets go of the
  * connection when the response is whole, so whatever comes late cannot touch the next request there.
  */
-export class Call implements Dispatcher.DispatchController {
+export class Call implements PooledCall {
   readonly options: Dispatcher.DispatchOptions
   readonly handler: Dispatcher.DispatchHandler
   /** Undefined while it waits for a connection and after its end. */
@@ -47,6 +48,11 @@ export class Call implements Dispatcher.DispatchController {
     if (!this.paused) return
     this.paused = false
     this.connection?.resume()
+  }
+
+  /** Ends a request that was not sent. */
+  refuse(error: Error): void {
+    this.handler.onResponseError?.(this, error)
   }
 
   /** Ends the request; its handler hears of it once, unless it has ended already. */

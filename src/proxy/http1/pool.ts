@@ -1,25 +1,11 @@
 import type { Socket } from 'node:net'
-import createError from '@fastify/error'
-import { type buildConnector, Dispatcher, errors } from 'undici'
+import { type Dispatcher, errors } from 'undici'
+import { Pool, type PoolBounds } from '../pool.ts'
 import { Call } from './call.ts'
 import { Connection, type ConnectionOwner } from './connection.ts'
 
-const UpstreamBusy = createError(
-  'POSTERN_UPSTREAM_BUSY',
-  'Every connection to the upstream is in use, and too many requests wait for one',
-  503
-)
-
-/** Bounds of the connections to one address. Times in milliseconds. */
-export interface Http1PoolOptions {
-  readonly connect: buildConnector.connector
-  /** Open connections at most. */
-  readonly connections: number
-  /** Requests that may wait for one; more are refused. */
-  readonly maxWaiting: number
-  readonly idleTimeout: number
-  /** Requests over one connection, after which it is replaced. */
-  readonly maxRequests: number
+/** Bounds of the connections to one address. */
+export interface Http1PoolOptions extends PoolBounds {
   /** Bytes of a response head or trailer section. */
   readonly maxHeadSize: number
 }
@@ -29,39 +15,31 @@ export interface Http1PoolOptions {
  * and no more (no pipelining, no upgrade, no redirects), which is what its speed comes from: one
  * object per request, one timer per pool, field names and values never leave being strings.
  */
-export class Http1Pool extends Dispatcher implements ConnectionOwner {
-  readonly #origin: URL
-  readonly #options: Http1PoolOptions
+export class Http1Pool extends Pool<Call> implements ConnectionOwner {
+  readonly #maxHeadSize: number
   readonly #connections = new Set<Connection>()
   /** Free ones, the last used at the end: a few connections stay warm and the rest age out. */
   readonly #free: Connection[] = []
-  readonly #waiting: Call[] = []
-  #connecting = 0
-  #closed = false
-  #onDrained: (() => void) | undefined = undefined
   #timer: NodeJS.Timeout | undefined = undefined
   /** `performance.now()` of the next sweep. */
   #sweepAt = Number.POSITIVE_INFINITY
 
   constructor(origin: URL, options: Http1PoolOptions) {
-    super()
-    this.#origin = origin
-    this.#options = options
+    super(origin, options)
+    this.#maxHeadSize = options.maxHeadSize
   }
 
-  /** Requests under way or waiting. */
-  get pending(): number {
-    return this.#connections.size - this.#free.length + this.#waiting.length
+  protected override get size(): number {
+    return this.#connections.size
   }
 
-  /** As undici's: never throws for what the network does, the handler hears of it. */
   override dispatch(
     options: Dispatcher.DispatchOptions,
     handler: Dispatcher.DispatchHandler
   ): boolean {
     const call = new Call(options, handler)
-    if (this.#closed) {
-      handler.onResponseError?.(call, new errors.ClientDestroyedError())
+    if (this.closed) {
+      call.refuse(new errors.ClientDestroyedError())
       return false
     }
     const connection = this.#take()
@@ -69,13 +47,7 @@ export class Http1Pool extends Dispatcher implements ConnectionOwner {
       this.#send(connection, call)
       return true
     }
-    // Those a connection is being opened for do not wait for another's.
-    if (this.#waiting.length - this.#connecting >= this.#options.maxWaiting) {
-      handler.onResponseError?.(call, new UpstreamBusy())
-      return false
-    }
-    this.#waiting.push(call)
-    this.#open()
+    if (this.enqueue(call)) this.#openOne()
     return false
   }
 
@@ -92,7 +64,7 @@ export class Http1Pool extends Dispatcher implements ConnectionOwner {
   }
 
   #idleLimit(connection: Connection): number {
-    return Math.min(this.#options.idleTimeout, connection.idleHint)
+    return Math.min(this.bounds.idleTimeout, connection.idleHint)
   }
 
   #send(connection: Connection, call: Call): void {
@@ -101,59 +73,41 @@ export class Http1Pool extends Dispatcher implements ConnectionOwner {
     } catch (error) {
       // Nothing was sent, so the connection is as good as before.
       this.onFree(connection)
-      call.handler.onResponseError?.(call, error as Error)
+      call.refuse(error as Error)
     }
   }
 
-  #open(): void {
-    const { connections, connect, maxHeadSize } = this.#options
-    if (this.#connecting >= this.#waiting.length) return
-    if (this.#connections.size + this.#connecting >= connections) return
-    this.#connecting++
-    const { hostname, protocol, port, host } = this.#origin
-    const bare = hostname.startsWith('[') ? hostname.slice(1, -1) : hostname
-    connect({ hostname: bare, host, protocol, port }, (error, socket) => {
-      this.#connecting--
-      if (error !== null) this.#refuseOne(error)
-      else if (this.#closed) socket.destroy()
-      else this.#adopt(socket, maxHeadSize)
-    })
+  #openOne(): void {
+    if (this.connecting >= this.waiting) return
+    if (this.#connections.size + this.connecting < this.bounds.connections) this.open()
   }
 
   /** A connection that could not be made is the failure of the request that waited longest. */
-  #refuseOne(error: Error): void {
-    const call = this.#next()
-    call?.handler.onResponseError?.(call, error)
-    this.#open()
+  protected override onConnectFailed(error: Error): void {
+    // That one's time ends by itself, and this attempt may have begun for another before it.
+    if (!(error instanceof errors.ConnectTimeoutError)) {
+      this.next()?.refuse(error)
+    }
+    this.#openOne()
   }
 
-  #adopt(socket: Socket, maxHeadSize: number): void {
-    const connection = new Connection(socket, this, maxHeadSize)
+  protected override adopt(socket: Socket): void {
+    const connection = new Connection(socket, this, this.#maxHeadSize)
     this.#connections.add(connection)
     this.onFree(connection)
   }
 
-  /** The next waiting request that was not aborted meanwhile. */
-  #next(): Call | undefined {
-    for (;;) {
-      const call = this.#waiting.shift()
-      if (call === undefined) return undefined
-      if (!call.aborted) return call
-      call.handler.onResponseError?.(call, call.reason ?? new errors.RequestAbortedError())
-    }
-  }
-
   onFree(connection: Connection): void {
-    if (connection.requests >= this.#options.maxRequests || connection.dead) {
+    if (connection.requests >= this.bounds.maxRequests || connection.dead) {
       connection.socket.destroy()
       return
     }
-    const call = this.#next()
+    const call = this.next()
     if (call !== undefined) {
       this.#send(connection, call)
       return
     }
-    if (this.#closed) {
+    if (this.closed) {
       connection.socket.destroy()
       return
     }
@@ -166,8 +120,8 @@ export class Http1Pool extends Dispatcher implements ConnectionOwner {
     this.#connections.delete(connection)
     const index = this.#free.indexOf(connection)
     if (index !== -1) this.#free.splice(index, 1)
-    this.#open()
-    if (this.#closed && this.#connections.size === 0) this.#onDrained?.()
+    this.#openOne()
+    this.checkDrained()
   }
 
   watch(call: Call): void {
@@ -204,44 +158,11 @@ export class Http1Pool extends Dispatcher implements ConnectionOwner {
     this.#sweepBy(next)
   }
 
-  /** Resolves when what is under way has ended. */
-  override close(): Promise<void>
-  override close(callback: () => void): void
-  override close(callback?: () => void): Promise<void> | void {
-    if (callback !== undefined) {
-      void this.close().then(callback)
-      return
-    }
-    this.#closed = true
+  protected override retire(): void {
     for (const connection of this.#free.splice(0)) connection.socket.destroy()
-    return new Promise(resolve => {
-      const drained = (): void => {
-        clearTimeout(this.#timer)
-        resolve()
-      }
-      if (this.#connections.size === 0 && this.#waiting.length === 0) drained()
-      else this.#onDrained = drained
-    })
   }
 
-  /** Cuts what is under way. */
-  override destroy(error?: Error | null): Promise<void>
-  override destroy(callback: () => void): void
-  override destroy(error: Error | null, callback: () => void): void
-  override destroy(
-    errorOrCallback?: Error | null | (() => void),
-    callback?: () => void
-  ): Promise<void> | void {
-    const error = typeof errorOrCallback === 'function' ? null : (errorOrCallback ?? null)
-    const then = typeof errorOrCallback === 'function' ? errorOrCallback : callback
-    const done = this.close()
-    for (let call = this.#next(); call !== undefined; call = this.#next()) {
-      call.handler.onResponseError?.(call, error ?? new errors.ClientDestroyedError())
-    }
-    for (const connection of this.#connections) {
-      connection.fail(error ?? new errors.ClientDestroyedError())
-    }
-    if (then === undefined) return done
-    void done.then(then)
+  protected override cut(error: Error): void {
+    for (const connection of this.#connections) connection.fail(error)
   }
 }

@@ -1,7 +1,13 @@
 import type { IncomingHttpHeaders } from 'node:http'
-import { type ClientHttp2Stream, constants, type OutgoingHttpHeaders } from 'node:http2'
+import {
+  type ClientHttp2Stream,
+  type ClientSessionRequestOptions,
+  constants,
+  type OutgoingHttpHeaders
+} from 'node:http2'
 import type { Readable } from 'node:stream'
 import { type Dispatcher, errors } from 'undici'
+import type { PooledCall } from '../pool.ts'
 
 /** Fields of HTTP/1.1 that a connection of HTTP/2 must not have (RFC 9113 §8.2.2). */
 const CONNECTION_FIELDS = new Set([
@@ -13,6 +19,10 @@ const CONNECTION_FIELDS = new Set([
   'upgrade'
 ])
 
+/** What an upstream that speaks HTTP/1.1 further on could read as more than a value or a target. */
+const UNSAFE_VALUE = /[^\t\x20-\x7e\x80-\xff]/
+const UNSAFE_TARGET = /[^!-~\x80-\xff]/
+
 /** Fields that tell how a gRPC call ended; without a body they come in the head. */
 const GRPC_ENDING = new Set(['grpc-status', 'grpc-message', 'grpc-status-details-bin'])
 
@@ -22,6 +32,7 @@ function requestHeaders(
   scheme: string
 ): OutgoingHttpHeaders {
   const flat = headers as readonly string[]
+  if (UNSAFE_TARGET.test(path)) throw new errors.InvalidArgumentError('invalid request path')
   const fields: OutgoingHttpHeaders = Object.create(null)
   fields[constants.HTTP2_HEADER_METHOD] = method
   fields[constants.HTTP2_HEADER_SCHEME] = scheme
@@ -29,6 +40,7 @@ function requestHeaders(
   for (let i = 0; i < flat.length; i += 2) {
     const name = flat[i]!.toLowerCase()
     const value = flat[i + 1]!
+    if (UNSAFE_VALUE.test(value)) throw new errors.InvalidArgumentError(`invalid ${name} header`)
     if (name === 'host') fields[constants.HTTP2_HEADER_AUTHORITY] = value
     if (CONNECTION_FIELDS.has(name)) continue
     const before = fields[name]
@@ -49,8 +61,37 @@ function flatten(headers: IncomingHttpHeaders): string[] {
   return flat
 }
 
+/** The client's trailers, which a body that was streamed has as field lines after its end. */
+function trailersOf({
+  trailers = ''
+}: Readable & { readonly trailers?: string }): OutgoingHttpHeaders {
+  const fields: OutgoingHttpHeaders = Object.create(null)
+  for (const line of trailers.split('\r\n')) {
+    const colon = line.indexOf(': ')
+    if (colon === -1) continue
+    const name = line.slice(0, colon).toLowerCase()
+    const before = fields[name]
+    const value = line.slice(colon + 2)
+    fields[name] = before === undefined ? value : [...[before].flat().map(String), value]
+  }
+  return fields
+}
+
+/** Opens the stream of a request. */
+export type OpenStream = (
+  headers: OutgoingHttpHeaders,
+  options: ClientSessionRequestOptions
+) => ClientHttp2Stream
+
+/** Whether a request whose stream failed will be sent once more; then it is told to no one. */
+export type SendAgain = (stream: ClientHttp2Stream | undefined) => boolean
+
+/** A stream of events is silent for as long as nothing happens: no time without bytes is too long. */
+const isEventStream = (type: string | undefined): boolean =>
+  /^text\/event-stream\b/i.test(type ?? '')
+
 /** One request over a stream of HTTP/2: undici's controller for its handler. */
-export class Http2Call implements Dispatcher.DispatchController {
+export class Http2Call implements PooledCall {
   readonly options: Dispatcher.DispatchOptions
   readonly handler: Dispatcher.DispatchHandler
   rawHeaders: string[] | null = null
@@ -60,6 +101,10 @@ export class Http2Call implements Dispatcher.DispatchController {
   paused = false
   /** Whether its session had carried another request before. */
   reused = false
+  /** Times the upstream has said that it had not begun with it. */
+  refusals = 0
+  #again: SendAgain | undefined = undefined
+  #bodyTimeout: number
   #stream: ClientHttp2Stream | undefined = undefined
   #timer: NodeJS.Timeout | undefined = undefined
   #answered = false
@@ -69,6 +114,18 @@ export class Http2Call implements Dispatcher.DispatchController {
   constructor(options: Dispatcher.DispatchOptions, handler: Dispatcher.DispatchHandler) {
     this.options = options
     this.handler = handler
+    this.#bodyTimeout = options.bodyTimeout ?? 0
+  }
+
+  /** Whether it is on its way, over a stream. */
+  get sent(): boolean {
+    return this.#stream !== undefined
+  }
+
+  /** Whether nothing of it is lost when it is sent once more. */
+  get repeatable(): boolean {
+    const { body } = this.options
+    return !this.#answered && !this.#ended && (body == null || Buffer.isBuffer(body))
   }
 
   /** Whether the upstream was silent for too long, so that its connection is in doubt. */
@@ -86,7 +143,7 @@ export class Http2Call implements Dispatcher.DispatchController {
   resume(): void {
     if (!this.paused) return
     this.paused = false
-    this.#expect(this.options.bodyTimeout)
+    this.#expect(this.#answered ? this.#bodyTimeout : this.options.headersTimeout)
     this.#stream?.resume()
   }
 
@@ -97,14 +154,22 @@ export class Http2Call implements Dispatcher.DispatchController {
     this.fail(reason)
   }
 
-  /** Sends the request over `open`, which makes the stream; `scheme` is that of the connection. */
-  send(open: (headers: OutgoingHttpHeaders) => ClientHttp2Stream, scheme: string): void {
+  /**
+   * Sends the request over `open`, which makes the stream; `scheme` is that of the connection. `again`
+   * is asked when it fails before any answer.
+   */
+  send(open: OpenStream, scheme: string, again: SendAgain): void {
     const { body } = this.options
+    const streamed = body == null || Buffer.isBuffer(body) ? undefined : (body as Readable)
     let stream: ClientHttp2Stream
+    this.#again = again
+    this.#stream = undefined
     try {
-      stream = open(requestHeaders(this.options, scheme))
+      stream = open(requestHeaders(this.options, scheme), {
+        waitForTrailers: streamed !== undefined
+      })
     } catch (error) {
-      this.fail(error as Error)
+      this.#lose(undefined, error as Error)
       return
     }
     this.#stream = stream
@@ -113,24 +178,37 @@ export class Http2Call implements Dispatcher.DispatchController {
     })
     stream.on('response', (headers, flags) => this.#onResponse(headers, flags))
     stream.on('data', (chunk: Buffer) => {
-      if (!this.paused) this.#expect(this.options.bodyTimeout)
+      if (!this.paused) this.#expect(this.#bodyTimeout)
       this.handler.onResponseData?.(this, chunk)
     })
     stream.on('trailers', headers => {
       this.rawTrailers = flatten(headers)
     })
     stream.on('end', () => this.#onEnd())
-    stream.on('error', error => this.fail(error))
-    stream.on('close', () => this.fail(new errors.SocketError('other side closed')))
+    stream.on('error', error => this.#lose(stream, error))
+    stream.on('close', () => this.#lose(stream, new errors.SocketError('other side closed')))
     this.handler.onRequestStart?.(this, null)
     if (this.aborted) return
-    if (body == null || Buffer.isBuffer(body)) {
-      if (body == null) stream.end()
-      else stream.end(body)
-      this.#expect(this.options.headersTimeout)
-    } else {
-      this.#sendStreamed(body as Readable, stream)
+    if (streamed !== undefined) {
+      this.#sendStreamed(streamed, stream)
+      return
     }
+    if (body == null) stream.end()
+    else stream.end(body as Buffer)
+    this.#expect(this.options.headersTimeout)
+  }
+
+  /** A stream ended before its answer did. */
+  #lose(stream: ClientHttp2Stream | undefined, error: Error): void {
+    if (this.#ended || stream !== this.#stream) return
+    if (this.#again?.(stream) === true) {
+      clearTimeout(this.#timer)
+      this.#stream = undefined
+    } else this.fail(error)
+  }
+
+  refuse(error: Error): void {
+    this.fail(error)
   }
 
   /** Writes a streamed body with the stream's back-pressure. */
@@ -139,6 +217,7 @@ export class Http2Call implements Dispatcher.DispatchController {
       if (!stream.write(chunk)) body.pause()
     })
     stream.on('drain', () => body.resume())
+    stream.on('wantTrailers', () => stream.sendTrailers(trailersOf(body)))
     body.once('end', () => {
       stream.end()
       if (!this.#answered && !this.#ended) this.#expect(this.options.headersTimeout)
@@ -159,7 +238,8 @@ export class Http2Call implements Dispatcher.DispatchController {
       raw = raw.filter((_, i) => !GRPC_ENDING.has(raw[i - (i % 2)]!))
     }
     this.rawHeaders = raw
-    this.#expect(this.options.bodyTimeout)
+    if (isEventStream(headers['content-type'])) this.#bodyTimeout = 0
+    this.#expect(this.#bodyTimeout)
     this.handler.onResponseStart?.(this, status, headers, '')
   }
 

@@ -1,31 +1,25 @@
-import { type ClientHttp2Session, connect as connectHttp2 } from 'node:http2'
+import {
+  type ClientHttp2Session,
+  type ClientHttp2Stream,
+  connect as connectHttp2,
+  constants
+} from 'node:http2'
 import type { Socket } from 'node:net'
 import type { TLSSocket } from 'node:tls'
 import createError from '@fastify/error'
-import { type buildConnector, Dispatcher, errors } from 'undici'
+import { type Dispatcher, errors } from 'undici'
+import { Pool, type PoolBounds } from '../pool.ts'
 import { Http2Call } from './call.ts'
 
-const UpstreamBusy = createError(
-  'POSTERN_UPSTREAM_BUSY',
-  'Every connection to the upstream is in use, and too many requests wait for one',
-  503
-)
 const NoHttp2 = createError('POSTERN_UPSTREAM_PROTOCOL', 'The upstream does not speak HTTP/2', 502)
 
-/** Bounds of the connections to one address. Times in milliseconds. */
-export interface Http2PoolOptions {
-  readonly connect: buildConnector.connector
-  /** Open connections at most. */
-  readonly connections: number
-  /** Requests that may wait for one; more are refused. */
-  readonly maxWaiting: number
-  readonly idleTimeout: number
-  /** Requests over one connection, after which it is replaced. */
-  readonly maxRequests: number
-}
-
-/** Streams at a time before the upstream has said how many it takes. */
-const INITIAL_STREAMS = 100
+/** Streams of one connection at a time, however many the upstream takes: the rest goes over more. */
+const MAX_STREAMS = 100
+/** Bytes of a response, and of all of a connection, that may be under way unread. */
+const STREAM_WINDOW = 262_144
+const CONNECTION_WINDOW = 1_048_576
+/** Times a request is sent anew that the upstream said it had not begun (RFC 9113 §8.7). */
+const MAX_REFUSALS = 3
 
 /** One connection: how many requests it has, had, and may have. */
 class Session {
@@ -34,6 +28,10 @@ class Session {
   requests = 0
   /** No new requests: it is closing, in doubt, or has had its share. */
   retired = false
+  /** The last stream the upstream will have worked on, after it said that it goes away. */
+  lastStream = Number.POSITIVE_INFINITY
+  /** Streams the upstream takes at a time; none before it has said so (RFC 9113 §3.4: at once). */
+  #streams = 0
   #idle: NodeJS.Timeout | undefined = undefined
 
   constructor(http2: ClientHttp2Session) {
@@ -45,8 +43,18 @@ class Session {
   }
 
   get free(): boolean {
-    const limit = this.http2.remoteSettings?.maxConcurrentStreams ?? INITIAL_STREAMS
-    return this.open && this.calls.size < limit
+    return this.open && this.calls.size < this.#streams
+  }
+
+  /** Whether it is not known yet how many requests it takes. */
+  get fresh(): boolean {
+    return this.open && this.#streams === 0
+  }
+
+  /** Takes over how many streams the upstream takes now. */
+  settle(): void {
+    const { maxConcurrentStreams = MAX_STREAMS } = this.http2.remoteSettings
+    this.#streams = Math.min(maxConcurrentStreams, MAX_STREAMS)
   }
 
   retire(): void {
@@ -56,6 +64,7 @@ class Session {
 
   /** Closes it when it has been without requests for so long. */
   rest(milliseconds: number): void {
+    clearTimeout(this.#idle)
     this.#idle = setTimeout(() => this.retire(), milliseconds)
     this.#idle.unref()
   }
@@ -65,23 +74,25 @@ class Session {
   }
 }
 
+/** Takes over a connection that speaks HTTP/1.1 instead, with the requests that waited for it. */
+export type Http1Takeover = (waiting: readonly Http2Call[]) => void
+
 /**
  * HTTP/2 connections to one address, as an undici dispatcher: few of them, with as many requests each
  * as the upstream allows.
  */
-export class Http2Pool extends Dispatcher {
-  readonly #origin: URL
-  readonly #options: Http2PoolOptions
+export class Http2Pool extends Pool<Http2Call> {
   readonly #sessions = new Set<Session>()
-  readonly #waiting: Http2Call[] = []
-  #connecting = 0
-  #closed = false
-  #onDrained: (() => void) | undefined = undefined
+  readonly #onHttp1: Http1Takeover | undefined
 
-  constructor(origin: URL, options: Http2PoolOptions) {
-    super()
-    this.#origin = origin
-    this.#options = options
+  /** `onHttp1` undefined: an upstream that does not speak HTTP/2 is a failure. */
+  constructor(origin: URL, bounds: PoolBounds, onHttp1?: Http1Takeover) {
+    super(origin, bounds)
+    this.#onHttp1 = onHttp1
+  }
+
+  protected override get size(): number {
+    return this.#sessions.size
   }
 
   override dispatch(
@@ -89,21 +100,20 @@ export class Http2Pool extends Dispatcher {
     handler: Dispatcher.DispatchHandler
   ): boolean {
     const call = new Http2Call(options, handler)
-    if (this.#closed) {
+    if (this.closed) {
       call.fail(new errors.ClientDestroyedError())
       return false
     }
+    return this.#place(call)
+  }
+
+  #place(call: Http2Call): boolean {
     for (const session of this.#sessions) {
       if (!session.free) continue
       this.#send(session, call)
       return true
     }
-    if (this.#waiting.length >= this.#options.maxWaiting) {
-      call.fail(new UpstreamBusy())
-      return false
-    }
-    this.#waiting.push(call)
-    this.#open()
+    if (this.enqueue(call)) this.#openOne()
     return false
   }
 
@@ -112,13 +122,37 @@ export class Http2Pool extends Dispatcher {
     session.calls.add(call)
     call.reused = session.requests > 0
     session.requests++
-    if (session.requests >= this.#options.maxRequests) session.retired = true
-    const scheme = this.#origin.protocol.slice(0, -1)
-    call.send(headers => {
-      const stream = session.http2.request(headers)
-      stream.once('close', () => this.#onStreamClosed(session, call))
-      return stream
-    }, scheme)
+    if (session.requests >= this.bounds.maxRequests) session.retired = true
+    const scheme = this.origin.protocol.slice(0, -1)
+    call.send(
+      (headers, options) => {
+        const stream = session.http2.request(headers, options)
+        stream.once('close', () => this.#onStreamClosed(session, call))
+        return stream
+      },
+      scheme,
+      stream => this.#again(session, call, stream)
+    )
+    // Nothing went out, so no stream will tell of its end.
+    if (!call.sent) this.#onStreamClosed(session, call)
+  }
+
+  /**
+   * Whether a request that failed is sent once more, over another connection: the upstream said that
+   * it had not begun with it, so that it makes no difference what it would have done.
+   */
+  #again(session: Session, call: Http2Call, stream: ClientHttp2Stream | undefined): boolean {
+    const id = stream?.id ?? 0
+    const begun = id === 0 ? session.open : id <= session.lastStream
+    if (begun && stream?.rstCode !== constants.NGHTTP2_REFUSED_STREAM) return false
+    if (call.refusals >= MAX_REFUSALS || !call.repeatable) return false
+    call.refusals++
+    // One that refuses streams without going away is to be left alone until it has served some.
+    session.retired = true
+    setImmediate(() => {
+      if (!call.aborted) this.#place(call)
+    })
+    return true
   }
 
   #onStreamClosed(session: Session, call: Http2Call): void {
@@ -126,7 +160,7 @@ export class Http2Pool extends Dispatcher {
     // Silence may mean that nobody is there any more: its other requests will tell.
     if (call.timedOut) session.retired = true
     if (session.calls.size === 0) {
-      if (session.open && !this.#closed) session.rest(this.#options.idleTimeout)
+      if (session.open && !this.closed) session.rest(this.bounds.idleTimeout)
       else session.http2.close()
     }
     this.#serveWaiting()
@@ -134,90 +168,72 @@ export class Http2Pool extends Dispatcher {
 
   #serveWaiting(): void {
     for (const session of this.#sessions) {
-      while (session.free && this.#waiting.length > 0) {
-        const call = this.#waiting.shift()!
-        if (!call.aborted) this.#send(session, call)
+      while (session.free) {
+        const call = this.next()
+        if (call === undefined) break
+        this.#send(session, call)
       }
     }
-    if (this.#waiting.length > 0) this.#open()
+    if (this.waiting > 0) this.#openOne()
   }
 
-  #open(): void {
+  #openOne(): void {
     // One at a time: what waits mostly fits on the next.
-    if (this.#connecting > 0 || this.#sessions.size >= this.#options.connections) return
-    this.#connecting++
-    const { hostname, protocol, port, host } = this.#origin
-    const bare = hostname.startsWith('[') ? hostname.slice(1, -1) : hostname
-    this.#options.connect({ hostname: bare, host, protocol, port }, (error, socket) => {
-      this.#connecting--
-      if (error !== null) this.#refuse(error)
-      else if (this.#closed) socket.destroy()
-      else if ((socket as TLSSocket).alpnProtocol !== 'h2') {
-        socket.destroy()
-        this.#refuse(new NoHttp2())
-      } else this.#adopt(socket)
-    })
+    if (this.connecting > 0 || this.#sessions.size >= this.bounds.connections) return
+    for (const session of this.#sessions) if (session.fresh) return
+    this.open()
   }
 
   /** A connection that could not be made is the failure of those that waited for it. */
-  #refuse(error: Error): void {
-    for (const call of this.#waiting.splice(0)) call.fail(error)
+  protected override onConnectFailed(error: Error): void {
+    this.refuseAll(error)
   }
 
-  #adopt(socket: Socket): void {
-    const http2 = connectHttp2(this.#origin, {
+  protected override adopt(socket: Socket): void {
+    if ((socket as TLSSocket).alpnProtocol !== 'h2') {
+      socket.destroy()
+      if (this.#onHttp1 === undefined) this.refuseAll(new NoHttp2())
+      else this.#onHttp1(this.takeAll())
+      return
+    }
+    const http2 = connectHttp2(this.origin, {
       createConnection: () => socket,
-      settings: { enablePush: false }
+      settings: { enablePush: false, initialWindowSize: STREAM_WINDOW }
     })
     const session = new Session(http2)
     this.#sessions.add(session)
+    http2.once('connect', () => http2.setLocalWindowSize(CONNECTION_WINDOW))
     // Each request hears of it from its own stream.
     http2.on('error', () => session.retire())
-    http2.on('goaway', () => session.retire())
-    http2.on('remoteSettings', () => this.#serveWaiting())
+    http2.on('goaway', (_code, lastStream) => {
+      session.lastStream = lastStream
+      session.retire()
+    })
+    http2.on('remoteSettings', () => {
+      session.settle()
+      this.#serveWaiting()
+      if (session.calls.size === 0) session.rest(this.bounds.idleTimeout)
+      if (this.closed) session.retire()
+    })
     http2.once('close', () => {
       session.wake()
       this.#sessions.delete(session)
-      if (this.#closed && this.#sessions.size === 0) this.#onDrained?.()
-      else this.#serveWaiting()
+      this.#serveWaiting()
+      this.checkDrained()
     })
-    this.#serveWaiting()
-    if (session.calls.size === 0) session.rest(this.#options.idleTimeout)
+    // An upstream that never says what it takes is as good as none.
+    session.rest(this.bounds.waitTimeout)
   }
 
-  /** Resolves when what is under way has ended. */
-  override close(): Promise<void>
-  override close(callback: () => void): void
-  override close(callback?: () => void): Promise<void> | void {
-    if (callback !== undefined) {
-      void this.close().then(callback)
-      return
-    }
-    this.#closed = true
-    this.#refuse(new errors.ClientDestroyedError())
+  protected override retire(): void {
+    if (this.waiting > 0) return
     for (const session of this.#sessions) session.retire()
-    if (this.#sessions.size === 0) return Promise.resolve()
-    return new Promise(resolve => {
-      this.#onDrained = resolve
-    })
   }
 
-  /** Cuts what is under way. */
-  override destroy(error?: Error | null): Promise<void>
-  override destroy(callback: () => void): void
-  override destroy(error: Error | null, callback: () => void): void
-  override destroy(
-    errorOrCallback?: Error | null | (() => void),
-    callback?: () => void
-  ): Promise<void> | void {
-    const error = typeof errorOrCallback === 'function' ? null : (errorOrCallback ?? null)
-    const then = typeof errorOrCallback === 'function' ? errorOrCallback : callback
-    const done = this.close()
+  protected override cut(error: Error): void {
     for (const { calls, http2 } of this.#sessions) {
-      for (const call of calls) call.fail(error ?? new errors.ClientDestroyedError())
+      for (const call of calls) call.fail(error)
       http2.destroy()
     }
-    if (then === undefined) return done
-    void done.then(then)
   }
 }

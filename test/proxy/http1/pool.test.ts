@@ -41,6 +41,7 @@ function openPool(port: number, options: Partial<Http1PoolOptions> = {}) {
     connect: buildConnector({ allowH2: false, timeout: 5000 }),
     connections: 10,
     maxWaiting: 10,
+    waitTimeout: 10_000,
     idleTimeout: 60_000,
     maxRequests: 100,
     maxHeadSize: 1024,
