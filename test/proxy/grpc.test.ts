@@ -3,6 +3,7 @@ import http2 from 'node:http2'
 import type { AddressInfo } from 'node:net'
 import grpc from '@grpc/grpc-js'
 import t from 'tap'
+import { certificateFor } from '../certificates.ts'
 import { startGateway, until } from '../harness.ts'
 
 const text = {
@@ -187,6 +188,83 @@ await t.test("the gateway's own errors come as grpc-status", async t => {
   t.equal((await call('/locked.Echo/Unary')).code, grpc.status.UNAUTHENTICATED)
   t.equal((await call('/gone.Echo/Unary')).code, grpc.status.INTERNAL)
 })
+
+await t.test(
+  'grpcs: with a client certificate, trailers included; verified unless told otherwise',
+  async t => {
+    const server = await certificateFor('grpc.test')
+    const known = await certificateFor('gateway.test')
+    const secure = await startGrpc(
+      grpc.ServerCredentials.createSsl(
+        Buffer.from(known.cert),
+        [{ private_key: Buffer.from(server.key), cert_chain: Buffer.from(server.cert) }],
+        true
+      )
+    )
+    const plain = await startGrpc()
+    t.teardown(() => {
+      secure.close()
+      plain.close()
+    })
+    const PAIR = '10000000-0000-0000-0000-000000000002'
+    const ports = { mutual: secure.port, stranger: secure.port, insecure: plain.port }
+    const config = {
+      certificates: [{ id: PAIR, ...known }],
+      upstreams: Object.entries(ports).map(([name, port]) => ({
+        name,
+        host_header: 'grpc.test',
+        ...(name === 'mutual' ? { client_certificate: { id: PAIR } } : {}),
+        targets: [{ target: `127.0.0.1:${port}` }]
+      })),
+      services: Object.keys(ports).map(name => ({
+        name,
+        protocol: 'grpcs',
+        host: name,
+        retries: 0,
+        routes: [{ name, protocols: ['grpcs'], paths: ['/'], headers: { 'x-user': [name] } }]
+      }))
+    }
+    const listen = { POSTERN_PROXY_LISTEN: '127.0.0.1:0 http2 ssl' }
+    await using strict = await startGateway(config, { env: listen })
+    await using lax = await startGateway(config, {
+      env: { ...listen, POSTERN_UPSTREAM_TLS_VERIFY: 'off' }
+    })
+    const clientOf = ({ tlsUrl }: { readonly tlsUrl: string | undefined }) => {
+      const client = new Client(`127.0.0.1:${new URL(tlsUrl!).port}`, credentials)
+      t.teardown(() => client.close())
+      return client
+    }
+    const ask = (client: InstanceType<typeof Client>, user: string) =>
+      new Promise<{ error: grpc.ServiceError | null; value?: string; status: grpc.StatusObject }>(
+        resolve => {
+          const metadata = new grpc.Metadata()
+          metadata.set('x-user', user)
+          const call = (client.unary as unknown as Unary).call(
+            client,
+            'hi',
+            metadata,
+            (error, value) => {
+              call.on('status', status =>
+                resolve({ error, status, ...(value === undefined ? {} : { value }) })
+              )
+            }
+          )
+        }
+      )
+    const client = clientOf(lax)
+    for (let i = 0; i < 3; i++) {
+      const { error, value, status } = await ask(client, 'mutual')
+      t.equal(error, null)
+      t.equal(value, 'echo hi')
+      t.same(status.metadata.get('x-trailer'), ['end'])
+    }
+    for (const user of ['stranger', 'insecure']) {
+      t.equal((await ask(client, user)).error?.code, grpc.status.INTERNAL, user)
+    }
+    const refused = await ask(clientOf(strict), 'mutual')
+    t.equal(refused.error?.code, grpc.status.INTERNAL, 'a certificate nobody vouches for')
+  }
+)
 
 await t.test('a client that goes away ends the call upstream', async t => {
   const server = http2.createServer()

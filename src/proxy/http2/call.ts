@@ -77,14 +77,15 @@ function trailersOf({
   return fields
 }
 
-/** Opens the stream of a request. */
-export type OpenStream = (
-  headers: OutgoingHttpHeaders,
-  options: ClientSessionRequestOptions
-) => ClientHttp2Stream
-
-/** Whether a request whose stream failed will be sent once more; then it is told to no one. */
-export type SendAgain = (stream: ClientHttp2Stream | undefined) => boolean
+/** The connection that carries a call. */
+export interface Carrier {
+  /** Opens the stream of a request. */
+  open(headers: OutgoingHttpHeaders, options: ClientSessionRequestOptions): ClientHttp2Stream
+  /** Whether a request whose stream failed will be sent once more; then it is told to no one. */
+  again(stream: ClientHttp2Stream | undefined): boolean
+  /** The upstream was silent for too long, so that the connection is in doubt. */
+  doubt(): void
+}
 
 /** A stream of events is silent for as long as nothing happens: no time without bytes is too long. */
 const isEventStream = (type: string | undefined): boolean =>
@@ -103,13 +104,12 @@ export class Http2Call implements PooledCall {
   reused = false
   /** Times the upstream has said that it had not begun with it. */
   refusals = 0
-  #again: SendAgain | undefined = undefined
+  #carrier: Carrier | undefined = undefined
   #bodyTimeout: number
   #stream: ClientHttp2Stream | undefined = undefined
   #timer: NodeJS.Timeout | undefined = undefined
   #answered = false
   #ended = false
-  #timedOut = false
 
   constructor(options: Dispatcher.DispatchOptions, handler: Dispatcher.DispatchHandler) {
     this.options = options
@@ -126,11 +126,6 @@ export class Http2Call implements PooledCall {
   get repeatable(): boolean {
     const { body } = this.options
     return !this.#answered && !this.#ended && (body == null || Buffer.isBuffer(body))
-  }
-
-  /** Whether the upstream was silent for too long, so that its connection is in doubt. */
-  get timedOut(): boolean {
-    return this.#timedOut
   }
 
   pause(): void {
@@ -154,18 +149,15 @@ export class Http2Call implements PooledCall {
     this.fail(reason)
   }
 
-  /**
-   * Sends the request over `open`, which makes the stream; `scheme` is that of the connection. `again`
-   * is asked when it fails before any answer.
-   */
-  send(open: OpenStream, scheme: string, again: SendAgain): void {
+  /** Sends the request over a connection, whose scheme is `scheme`. */
+  send(carrier: Carrier, scheme: string): void {
     const { body } = this.options
     const streamed = body == null || Buffer.isBuffer(body) ? undefined : (body as Readable)
     let stream: ClientHttp2Stream
-    this.#again = again
+    this.#carrier = carrier
     this.#stream = undefined
     try {
-      stream = open(requestHeaders(this.options, scheme), {
+      stream = carrier.open(requestHeaders(this.options, scheme), {
         waitForTrailers: streamed !== undefined
       })
     } catch (error) {
@@ -201,7 +193,7 @@ export class Http2Call implements PooledCall {
   /** A stream ended before its answer did. */
   #lose(stream: ClientHttp2Stream | undefined, error: Error): void {
     if (this.#ended || stream !== this.#stream) return
-    if (this.#again?.(stream) === true) {
+    if (this.#carrier?.again(stream) === true) {
       clearTimeout(this.#timer)
       this.#stream = undefined
     } else this.fail(error)
@@ -277,7 +269,7 @@ export class Http2Call implements PooledCall {
   }
 
   readonly #onTimeout = (): void => {
-    this.#timedOut = true
+    this.#carrier?.doubt()
     this.fail(this.#answered ? new errors.BodyTimeoutError() : new errors.HeadersTimeoutError())
   }
 }

@@ -9,7 +9,7 @@ import type { TLSSocket } from 'node:tls'
 import createError from '@fastify/error'
 import { type Dispatcher, errors } from 'undici'
 import { Pool, type PoolBounds } from '../pool.ts'
-import { Http2Call } from './call.ts'
+import { type Carrier, Http2Call } from './call.ts'
 
 const NoHttp2 = createError('POSTERN_UPSTREAM_PROTOCOL', 'The upstream does not speak HTTP/2', 502)
 
@@ -30,6 +30,8 @@ class Session {
   retired = false
   /** The last stream the upstream will have worked on, after it said that it goes away. */
   lastStream = Number.POSITIVE_INFINITY
+  /** Whether the upstream has said how many requests it takes. */
+  settled = false
   /** Streams the upstream takes at a time; none before it has said so (RFC 9113 §3.4: at once). */
   #streams = 0
   #idle: NodeJS.Timeout | undefined = undefined
@@ -46,13 +48,14 @@ class Session {
     return this.open && this.calls.size < this.#streams
   }
 
-  /** Whether it is not known yet how many requests it takes. */
+  /** Whether it may come to take requests, and takes none yet. */
   get fresh(): boolean {
     return this.open && this.#streams === 0
   }
 
   /** Takes over how many streams the upstream takes now. */
   settle(): void {
+    this.settled = true
     const { maxConcurrentStreams = MAX_STREAMS } = this.http2.remoteSettings
     this.#streams = Math.min(maxConcurrentStreams, MAX_STREAMS)
   }
@@ -124,15 +127,19 @@ export class Http2Pool extends Pool<Http2Call> {
     session.requests++
     if (session.requests >= this.bounds.maxRequests) session.retired = true
     const scheme = this.origin.protocol.slice(0, -1)
-    call.send(
-      (headers, options) => {
+    const carrier: Carrier = {
+      open: (headers, options) => {
         const stream = session.http2.request(headers, options)
         stream.once('close', () => this.#onStreamClosed(session, call))
         return stream
       },
-      scheme,
-      stream => this.#again(session, call, stream)
-    )
+      again: stream => this.#again(session, call, stream),
+      // Silence may mean that nobody is there any more: its other requests will tell.
+      doubt: () => {
+        session.retired = true
+      }
+    }
+    call.send(carrier, scheme)
     // Nothing went out, so no stream will tell of its end.
     if (!call.sent) this.#onStreamClosed(session, call)
   }
@@ -157,8 +164,6 @@ export class Http2Pool extends Pool<Http2Call> {
 
   #onStreamClosed(session: Session, call: Http2Call): void {
     session.calls.delete(call)
-    // Silence may mean that nobody is there any more: its other requests will tell.
-    if (call.timedOut) session.retired = true
     if (session.calls.size === 0) {
       if (session.open && !this.closed) session.rest(this.bounds.idleTimeout)
       else session.http2.close()
@@ -203,8 +208,12 @@ export class Http2Pool extends Pool<Http2Call> {
     const session = new Session(http2)
     this.#sessions.add(session)
     http2.once('connect', () => http2.setLocalWindowSize(CONNECTION_WINDOW))
+    let cause: Error = new errors.SocketError('other side closed')
     // Each request hears of it from its own stream.
-    http2.on('error', () => session.retire())
+    http2.on('error', error => {
+      cause = error
+      session.retire()
+    })
     http2.on('goaway', (_code, lastStream) => {
       session.lastStream = lastStream
       session.retire()
@@ -215,12 +224,22 @@ export class Http2Pool extends Pool<Http2Call> {
       if (session.calls.size === 0) session.rest(this.bounds.idleTimeout)
       if (this.closed) session.retire()
     })
-    http2.once('close', () => {
+    const gone = (): void => {
       session.wake()
-      this.#sessions.delete(session)
+      session.retired = true
+      if (!this.#sessions.delete(session)) return
+      // It ended before it began, as when the upstream refuses the certificate of TLS 1.3.
+      if (!session.settled) this.refuseAll(cause)
       this.#serveWaiting()
       this.checkDrained()
+    }
+    http2.once('close', gone)
+    // Node ends the session of a TLS alert without telling, and leaves its socket open.
+    socket.once('error', error => {
+      cause = error
+      socket.destroy()
     })
+    socket.once('close', gone)
     // An upstream that never says what it takes is as good as none.
     session.rest(this.bounds.waitTimeout)
   }

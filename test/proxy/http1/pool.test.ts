@@ -125,6 +125,34 @@ await t.test(
   }
 )
 
+await t.test('waiting for a connection ends, and with it the closing of the pool', async t => {
+  const held: Socket[] = []
+  await using server = await startRaw(socket => held.push(socket))
+  await using pool = openPool(server.port, { connections: 1, waitTimeout: 300 })
+  const first = call(pool)
+  await until(() => held.length === 1, 'the first under way')
+  await t.rejects(call(pool), { code: 'POSTERN_UPSTREAM_QUEUE_TIMEOUT', statusCode: 503 })
+  const served = call(pool)
+  const closing = pool.close()
+  held.shift()!.write(HELLO)
+  t.equal((await first).body, 'hello')
+  await until(() => held.length === 1, 'who waited is served')
+  held.shift()!.write(HELLO)
+  t.equal((await served).body, 'hello')
+  await closing
+  // A connector that never comes back, as when packets are dropped.
+  await using lost = openPool(server.port, { waitTimeout: 50, connect: () => {} })
+  await t.rejects(call(lost), { code: 'UND_ERR_CONNECT_TIMEOUT' })
+})
+
+await t.test('a request that waits for its connection is served by a pool that closes', async t => {
+  await using server = await startRaw(answerWith(HELLO))
+  const pool = openPool(server.port)
+  const waiting = call(pool)
+  await Promise.all([waiting, pool.close()])
+  t.equal((await waiting).body, 'hello')
+})
+
 await t.test(
   'bodies: a buffer, a stream of known length, a stream in chunks with trailers',
   async t => {
