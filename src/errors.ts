@@ -121,6 +121,11 @@ export const WebhookKeysUnavailable = createError<[string, string]>(
   'The keys of %s cannot be read: %s',
   503
 )
+export const StatusHostRefused = createError<[string]>(
+  'POSTERN_STATUS_HOST',
+  'The status API is not called %s. Use its IP address, or name it in POSTERN_STATUS_HOSTS.',
+  421
+)
 export const StoreTimeout = createError<[number]>(
   'POSTERN_STORE_TIMEOUT',
   'The session store did not answer within %s ms'

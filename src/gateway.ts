@@ -172,68 +172,75 @@ class ControlThread implements Gateway {
       this.#tellFixedSettings()
       const webhooks = await this.#openWebhooks()
       if (settings.statusListen !== undefined) {
-        this.#status = await openStatus(
-          this.#statusSource(),
-          settings.statusListen.host,
-          settings.statusListen.port,
-          settings.webhookListen === undefined ? webhooks : undefined
-        )
+        this.#status = await openStatus(this.#statusSource(), {
+          host: settings.statusListen.host,
+          port: settings.statusListen.port,
+          names: settings.statusHosts,
+          webhooks: settings.webhookListen === undefined ? webhooks : undefined
+        })
       }
-      const loaded = await readConfig(settings, this.#vaults)
-      const secrets = await this.#resolve(loaded, true)
-      this.#store =
-        settings.sessionRedisUrl === undefined
-          ? memoryStore()
-          : await redisStore(settings.sessionRedisUrl, this.#log)
-      this.#threads = new Threads(
-        { config: loaded.config, secrets },
-        {
-          settings,
-          product,
-          shared: sharedMemory(),
-          fallbackCertificate: await this.#fallbackCertificate(),
-          health: this.#upstreams.memory,
-          names: () => this.#upstreams.known,
-          log: this.#log,
-          control: {
-            get: key => this.#store!.get(key),
-            set: (key, value, ttl) => this.#store!.set(key, value, ttl),
-            expire: (key, ttl) => this.#store!.expire(key, ttl),
-            delete: key => this.#store!.delete(key),
-            refresh: entityId => this.#refreshEntity(entityId),
-            resolve: host => this.#upstreams.resolve(host)
-          }
-        }
-      )
-      const ports = await this.#threads.start()
-      this.listeners = settings.proxyListen.map((listener, index) => ({
-        host: listener.host,
-        port: ports[index]!,
-        ssl: listener.ssl
-      }))
-      this.#adopt(loaded, secrets)
+      // Before it is read: a change meanwhile is loaded once this load is done.
       if (settings.configString === undefined) {
         this.#unwatch = watchFile(settings.config, () => void this.reload().catch(() => {}))
       }
-      this.#log.info(
-        {
-          version,
-          listen: this.listeners.map(
-            ({ host, port, ssl }) => `${ssl ? 'https' : 'http'}://${host}:${port}`
-          ),
-          status: this.statusUrl,
-          webhooks: this.webhookUrl,
-          workers: settings.workers,
-          routes: loaded.config.routes.length,
-          references: secrets.size
-        },
-        'serving'
-      )
-      releaseLoadGarbage()
+      await this.#exclusively(() => this.#load())
     } catch (error) {
       await this.close()
       throw error
     }
+  }
+
+  /** The first load: reads, resolves, starts the threads and serves. */
+  async #load(): Promise<void> {
+    const { settings } = this
+    const loaded = await readConfig(settings, this.#vaults)
+    const secrets = await this.#resolve(loaded, true)
+    this.#store =
+      settings.sessionRedisUrl === undefined
+        ? memoryStore()
+        : await redisStore(settings.sessionRedisUrl, this.#log)
+    this.#threads = new Threads(
+      { config: loaded.config, secrets },
+      {
+        settings,
+        product,
+        shared: sharedMemory(),
+        fallbackCertificate: await this.#fallbackCertificate(),
+        health: this.#upstreams.memory,
+        names: () => this.#upstreams.known,
+        log: this.#log,
+        control: {
+          get: key => this.#store!.get(key),
+          set: (key, value, ttl) => this.#store!.set(key, value, ttl),
+          expire: (key, ttl) => this.#store!.expire(key, ttl),
+          delete: key => this.#store!.delete(key),
+          refresh: entityId => this.#refreshEntity(entityId),
+          resolve: host => this.#upstreams.resolve(host)
+        }
+      }
+    )
+    const ports = await this.#threads.start()
+    this.listeners = settings.proxyListen.map((listener, index) => ({
+      host: listener.host,
+      port: ports[index]!,
+      ssl: listener.ssl
+    }))
+    this.#adopt(loaded, secrets)
+    this.#log.info(
+      {
+        version,
+        listen: this.listeners.map(
+          ({ host, port, ssl }) => `${ssl ? 'https' : 'http'}://${host}:${port}`
+        ),
+        status: this.statusUrl,
+        webhooks: this.webhookUrl,
+        workers: settings.workers,
+        routes: loaded.config.routes.length,
+        references: secrets.size
+      },
+      'serving'
+    )
+    releaseLoadGarbage()
   }
 
   /** The webhooks that are set, listening if they have an address of their own. */

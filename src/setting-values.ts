@@ -277,6 +277,23 @@ export const statusListener: Parse<Listener | undefined> = (value, note) => {
   return found[0]
 }
 
+const HOST_NAME =
+  /^(\*|(\*\.)?[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*)$/
+
+/** Comma-separated host names, `*.domain` for all below one, `*` for any; gives them in lower case. */
+export const hostNames: Parse<readonly string[]> = value => {
+  const names = list(value.toLowerCase()).map(name => name.replace(/\.$/, ''))
+  for (const name of names) {
+    if (!HOST_NAME.test(name)) {
+      throw new Misfit(
+        `"${name}" is not a host name`,
+        'Write names without scheme and port, such as postern.gateway.svc or *.svc.cluster.local.'
+      )
+    }
+  }
+  return names
+}
+
 /** Flags that hold anyway here: threads share the port, each address is bound on its own. */
 const IMPLIED = new Set(['reuseport', 'bind'])
 const WITHOUT_EFFECT = new Set(['deferred', 'so_keepalive', 'ipv6only'])

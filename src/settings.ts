@@ -17,6 +17,7 @@ import {
   dnsOrder,
   fieldName,
   headerChoice,
+  hostNames,
   key32,
   list,
   listeners,
@@ -104,6 +105,11 @@ export const settingsTable = {
     default: '127.0.0.1:8007',
     parse: statusListener,
     doc: 'Address of the status API, or off. It can reload the configuration, so keep it private.'
+  }),
+  statusHosts: setting('POSTERN_STATUS_HOSTS', {
+    default: '',
+    parse: hostNames,
+    doc: 'Names the status API may be called by besides IP addresses, localhost and that of its own address: comma-separated names, *.domain for all below it, or * for any.'
   }),
   workers: setting('POSTERN_WORKERS', {
     kong: 'KONG_NGINX_WORKER_PROCESSES',

@@ -1,5 +1,6 @@
 import http, { type IncomingMessage, type ServerResponse } from 'node:http'
-import type { AddressInfo } from 'node:net'
+import { type AddressInfo, isIP } from 'node:net'
+import { StatusHostRefused } from './errors.ts'
 import { redactor } from './redaction.ts'
 import { WEBHOOK_PATH, type Webhooks } from './webhooks/source.ts'
 
@@ -35,19 +36,31 @@ export interface StatusServer {
   close(): Promise<void>
 }
 
+/** How the status API is to be reached. */
+export interface StatusOptions {
+  readonly host: string
+  /** 0 lets the system choose. */
+  readonly port: number
+  /**
+   * Names it may be called by, besides IP addresses, `localhost` and `host`: lower case, `*.domain`
+   * for all below a domain, `*` for any.
+   */
+  readonly names?: readonly string[]
+  /** Answered here too; undefined when there are none, or at an address of their own. */
+  readonly webhooks?: Webhooks | undefined
+}
+
 type Answer = { readonly status: number; readonly body: object | string; readonly type?: string }
 type Action = (url: URL) => Promise<Answer> | Answer
 
 /**
  * Opens the status API on an address of its own. It only reads, but for its triggers; the
- * configuration's truth is the file. It answers the webhooks too, unless they have an address of
- * their own. Built on node:http, so that the control thread stays light.
+ * configuration's truth is the file. Built on node:http, so that the control thread stays light.
+ * Rejects with the system's error when the address cannot be bound.
  */
 export async function openStatus(
   source: StatusSource,
-  host: string,
-  port: number,
-  webhooks?: Webhooks
+  { host, port, names = [], webhooks }: StatusOptions
 ): Promise<StatusServer> {
   const actions: Readonly<Record<string, Action>> = {
     'GET /status': async () => ({ status: 200, body: await source.status() }),
@@ -73,12 +86,14 @@ export async function openStatus(
     'POST /vaults/refresh': url =>
       attempt(() => source.refresh(url.searchParams.get('prefix') ?? undefined))
   }
+  const known = knownNames([host.toLowerCase(), ...names])
   const server = http.createServer((request, response) => {
+    // Those authenticate what they are sent, and are called by public names.
     if (webhooks !== undefined && request.url?.startsWith(WEBHOOK_PATH)) {
       webhooks.serve(request, response)
       return
     }
-    respond(request, actions).then(
+    respond(request, actions, known).then(
       answer => write(response, answer, request.method === 'HEAD'),
       () =>
         write(response, { status: 500, body: { message: 'An unexpected error occurred' } }, false)
@@ -101,9 +116,15 @@ export async function openStatus(
 
 async function respond(
   request: IncomingMessage,
-  actions: Readonly<Record<string, Action>>
+  actions: Readonly<Record<string, Action>>,
+  isKnown: (name: string) => boolean
 ): Promise<Answer> {
   request.resume()
+  const foreign = foreignHost(request, isKnown)
+  if (foreign !== undefined) {
+    const { code, message } = new StatusHostRefused(foreign)
+    return { status: 421, body: { code, message } }
+  }
   // A page a browser has open may reach this address: it must not pull the triggers (Fetch §3.2).
   if (request.headers.origin !== undefined && request.method !== 'GET') {
     return { status: 403, body: { message: 'Requests of web pages are refused' } }
@@ -121,6 +142,31 @@ async function respond(
     }
   }
   return { status: 404, body: { message: 'Not found', paths: Object.keys(actions) } }
+}
+
+/**
+ * The name a request was made to, when it is none of ours: a page of that name whose DNS answer was
+ * turned to this address would otherwise be of the same origin, and read everything (DNS rebinding).
+ */
+function foreignHost(
+  { headers, url = '/' }: IncomingMessage,
+  isKnown: (name: string) => boolean
+): string | undefined {
+  // RFC 9112 §3.2.2: the authority of an absolute target stands for the field.
+  const authority = url.startsWith('/') ? headers.host : URL.parse(url)?.host
+  // Only HTTP/1.0 may come without, which no browser speaks.
+  if (authority === undefined || authority === '') return undefined
+  const name = URL.parse(`http://${authority}`)?.hostname.replace(/\.$/, '')
+  if (name === undefined) return 'a name that cannot be read'
+  if (isIP(name.replace(/^\[(.+)\]$/, '$1')) !== 0 || isKnown(name)) return undefined
+  return name
+}
+
+function knownNames(names: readonly string[]): (name: string) => boolean {
+  const exact = new Set(['localhost', ...names])
+  const below = names.filter(name => name.startsWith('*.')).map(name => name.slice(1))
+  const any = exact.has('*')
+  return name => any || exact.has(name) || below.some(domain => name.endsWith(domain))
 }
 
 function setHealth(source: StatusSource, query: URLSearchParams): Answer {

@@ -1,4 +1,4 @@
-import { type Stats, unwatchFile, watchFile as watchStat } from 'node:fs'
+import { type BigIntStats, statSync } from 'node:fs'
 import { stat } from 'node:fs/promises'
 import { setTimeout as delay } from 'node:timers/promises'
 
@@ -15,9 +15,10 @@ const MAX_LOOKS = 40
 
 /**
  * Calls `changed` after the file at `path` was written, replaced or created, once its writer has
- * finished; a file that is gone is not a change. Symbolic links are followed to their end. Gives the
- * function that stops watching. It polls, since change events do not reach bind mounts and network
- * file systems, and a watch on a file is lost when the file is renamed over.
+ * finished; a file that is gone is not a change. Symbolic links are followed to their end. Every
+ * change after this call is noticed, so call it before the file is read. Gives the function that
+ * stops watching. It polls, since change events do not reach bind mounts and network file systems,
+ * and a watch on a file is lost when the file is renamed over.
  */
 export function watchFile(
   path: string,
@@ -26,38 +27,55 @@ export function watchFile(
 ): () => void {
   const { interval = DEFAULT_INTERVAL } = options
   let stopped = false
-  let settling = false
+  let looking = false
+  let known = stateNow(path)
 
-  const settle = async (): Promise<void> => {
+  const poll = async (): Promise<void> => {
     let before = await look(path)
+    if (before === undefined || before === known) return
     for (let looks = 0; looks < MAX_LOOKS && !stopped; looks++) {
       await delay(SETTLE, undefined, { ref: false })
       const now = await look(path)
       if (now === before) break
       before = now
     }
-    settling = false
-    if (!stopped && before !== undefined) changed()
+    if (stopped || before === undefined) return
+    known = before
+    changed()
   }
-  const onPoll = ({ nlink }: Stats): void => {
-    // Polls during the wait are about changes that the wait itself sees.
-    if (settling || nlink === 0) return
-    settling = true
-    void settle()
-  }
+  const timer = setInterval(() => {
+    if (looking) return
+    looking = true
+    void poll().finally(() => {
+      looking = false
+    })
+  }, interval)
+  timer.unref()
 
-  watchStat(path, { interval, persistent: false }, onPoll)
   return () => {
     stopped = true
-    unwatchFile(path, onPoll)
+    clearInterval(timer)
   }
 }
 
-/** What tells two states of a file apart; undefined when there is none that can be looked at. */
+/** What tells two states of a file apart. */
+function stateOf({ dev, ino, size, mtimeNs, ctimeNs }: BigIntStats): string {
+  return `${dev}:${ino}:${size}:${mtimeNs}:${ctimeNs}`
+}
+
+/** The state at this moment; undefined when there is no file that can be looked at. */
+function stateNow(path: string): string | undefined {
+  try {
+    return stateOf(statSync(path, { bigint: true }))
+  } catch {
+    return undefined
+  }
+}
+
+/** The same without waiting for the disk. */
 async function look(path: string): Promise<string | undefined> {
   try {
-    const { dev, ino, size, mtimeNs, ctimeNs } = await stat(path, { bigint: true })
-    return `${dev}:${ino}:${size}:${mtimeNs}:${ctimeNs}`
+    return stateOf(await stat(path, { bigint: true }))
   } catch {
     return undefined
   }

@@ -227,6 +227,9 @@ await t.test('values that are refused, and why', async t => {
     ['STATUS_LISTEN', '127.0.0.1:1, 127.0.0.1:2', /several addresses/],
     ['STATUS_LISTEN', '127.0.0.1:1 ssl', /TLS/],
     ['WORKERS', '1.5', /whole number from 1 to 1024/],
+    ['STATUS_HOSTS', 'http://postern', /is not a host name/],
+    ['STATUS_HOSTS', 'postern:8007', /is not a host name/],
+    ['STATUS_HOSTS', 'a.*.example', /is not a host name/],
     ['TRUSTED_IPS', '10.0.0.0/33', /neither an IP address nor a CIDR range/],
     ['TRUSTED_IPS', '10.0.0.1/8/8', /neither/],
     ['TRUSTED_IPS', 'unix:/run/a.sock', /neither an IP address/],
@@ -264,6 +267,7 @@ await t.test('other values', async t => {
   t.match(
     settings({
       POSTERN_PROXY_LISTEN: 'off',
+      POSTERN_STATUS_HOSTS: 'Postern.gateway.svc., *.svc.cluster.local',
       POSTERN_WORKERS: 'auto',
       POSTERN_HEADERS: 'off',
       POSTERN_HEADERS_NAMESPACE: 'kong',
@@ -276,6 +280,7 @@ await t.test('other values', async t => {
     }),
     {
       proxyListen: [],
+      statusHosts: ['postern.gateway.svc', '*.svc.cluster.local'],
       workers: availableParallelism(),
       ownHeaders: {
         namespace: 'X-Kong',

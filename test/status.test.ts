@@ -3,8 +3,9 @@ import type { AddressInfo } from 'node:net'
 import t, { type Test } from 'tap'
 import { ConfigError } from '../src/errors.ts'
 import { redactor } from '../src/redaction.ts'
-import { openStatus, type StatusSource } from '../src/status.ts'
+import { openStatus, type StatusOptions, type StatusSource } from '../src/status.ts'
 import { startGateway, startUpstream } from './harness.ts'
+import { raw } from './raw.ts'
 
 // Threads start slowly on a busy machine.
 t.setTimeout(120_000)
@@ -22,8 +23,15 @@ const SOURCE: StatusSource = {
   refresh: async prefix => ({ changed: prefix === 'fs' ? 1 : 2 })
 }
 
-async function open(test: Test, source: Partial<StatusSource> = {}): Promise<string> {
-  const server = await openStatus({ ...SOURCE, ...source }, '127.0.0.1', 0)
+async function open(
+  test: Test,
+  source: Partial<StatusSource> = {},
+  options: Partial<StatusOptions> = {}
+): Promise<string> {
+  const server = await openStatus(
+    { ...SOURCE, ...source },
+    { host: '127.0.0.1', port: 0, ...options }
+  )
   test.teardown(() => server.close())
   return `http://127.0.0.1:${server.port}`
 }
@@ -88,6 +96,80 @@ t.test('a page in a browser can pull no trigger', async t => {
     t.equal((await post(url + path, { origin: 'https://evil.example' })).status, 403)
   }
   t.equal(pulled, 0)
+})
+
+/** Status and body of a request made to a host by this name, or with this target. */
+function called(url: string, host: string | undefined, path = '/status') {
+  const { port } = new URL(url)
+  const headers = host === undefined ? {} : { host }
+  return new Promise<{ status: number; body: string }>((resolve, reject) => {
+    const sent = http.get({ host: '127.0.0.1', port, path, headers }, response => {
+      let body = ''
+      response.setEncoding('utf8').on('data', chunk => {
+        body += chunk
+      })
+      response.on('end', () => resolve({ status: response.statusCode!, body }))
+    })
+    sent.once('error', reject)
+  })
+}
+
+t.test('a name that is none of its own is refused, whatever it resolves to', async t => {
+  let pulled = 0
+  const reload = async () => ({ pulled: ++pulled })
+  const url = await open(t, { reload })
+  for (const host of [
+    'evil.example',
+    'evil.example:8007',
+    'localhost.evil.example',
+    '127.0.0.1.x'
+  ]) {
+    const { status, body } = await called(url, host)
+    t.equal(status, 421, host)
+    t.match(JSON.parse(body), { code: 'POSTERN_STATUS_HOST', message: /POSTERN_STATUS_HOSTS/ })
+    t.notMatch(body, 'version')
+  }
+  t.equal((await called(url, 'a b')).status, 421, 'what cannot be read is foreign')
+  t.equal((await called(url, '127.0.0.1', 'http://evil.example/status')).status, 421, 'the target')
+  t.equal((await called(url, 'evil.example', 'http://127.0.0.1/status')).status, 200)
+  for (const host of ['127.0.0.1', '10.2.3.4:8007', '[::1]:8007', 'localhost', 'LOCALHOST.:8007'])
+    t.equal((await called(url, host)).status, 200, host)
+  const post = await new Promise(resolve => {
+    const { port } = new URL(url)
+    const headers = { host: 'evil.example' }
+    const sent = http.request({ port, host: '127.0.0.1', path: '/reload', method: 'POST', headers })
+    sent.once('response', response => {
+      response.resume()
+      resolve(response.statusCode)
+    })
+    sent.end()
+  })
+  t.equal(post, 421)
+  t.equal(pulled, 0)
+})
+
+t.test('names it may be called by', async t => {
+  const url = await open(t, {}, { names: ['postern', '*.svc.cluster.local'] })
+  for (const [host, status] of [
+    ['postern:8007', 200],
+    ['Postern', 200],
+    ['postern.gateway.svc.cluster.local', 200],
+    ['svc.cluster.local', 421],
+    ['evilsvc.cluster.local', 421],
+    ['postern.example', 421]
+  ] as const) {
+    t.equal((await called(url, host)).status, status, host)
+  }
+  const any = await open(t, {}, { names: ['*'] })
+  t.equal((await called(any, 'whatever.example')).status, 200)
+  const own = await open(t, {}, { host: 'localhost' })
+  t.equal((await fetch(`http://localhost:${new URL(own).port}/status`)).status, 200)
+})
+
+t.test('HTTP/1.0 may leave the name out', async t => {
+  const { port } = new URL(await open(t))
+  const answer = await raw(Number(port), 'GET /status HTTP/1.0\r\n\r\n')
+  t.match(answer, /^HTTP\/1\.1 200/)
 })
 
 t.test('a trigger that fails tells what is wrong', async t => {
@@ -159,7 +241,7 @@ t.test('an address that is taken rejects', async t => {
   await new Promise(resolve => server.once('listening', resolve))
   t.teardown(() => server.close())
   const { port } = server.address() as AddressInfo
-  await t.rejects(openStatus(SOURCE, '127.0.0.1', port), { code: 'EADDRINUSE' })
+  await t.rejects(openStatus(SOURCE, { host: '127.0.0.1', port }), { code: 'EADDRINUSE' })
 })
 
 t.test('of a running gateway', async t => {

@@ -1,3 +1,4 @@
+import { writeFileSync } from 'node:fs'
 import { mkdir, mkdtemp, rename, rm, symlink, unlink, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -40,8 +41,6 @@ async function watched(
     stop()
     await rm(directory, { recursive: true })
   })
-  // The first look at the file is what later ones are compared with.
-  await delay(5 * INTERVAL)
   return {
     directory,
     file,
@@ -63,6 +62,15 @@ await t.test('a file that is written over', async t => {
   const changed = next()
   await writeFile(file, 'two')
   await t.resolves(changed)
+})
+
+await t.test('a change right after the watch began', async t => {
+  const { file, next, calls } = await watched(t, withFile)
+  const changed = next()
+  writeFileSync(file, 'other')
+  await t.resolves(changed)
+  await quiet()
+  t.equal(calls(), 1)
 })
 
 await t.test('a file that is renamed over, again and again', async t => {
