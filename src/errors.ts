@@ -106,6 +106,10 @@ export const SecretUnavailable = createError<[string]>(
   '%s has no value now',
   503
 )
+export const CertificateUnavailable = createError<[string]>(
+  'POSTERN_CERTIFICATE_UNAVAILABLE',
+  'The certificate for %s has no value now'
+)
 export const WebhookRefused = createError<[string]>(
   'POSTERN_WEBHOOK_REFUSED',
   'A delivery was refused: %s',
@@ -125,10 +129,6 @@ export const StatusHostRefused = createError<[string]>(
   'POSTERN_STATUS_HOST',
   'The status API is not called %s. Use its IP address, or name it in POSTERN_STATUS_HOSTS.',
   421
-)
-export const StoreTimeout = createError<[number]>(
-  'POSTERN_STORE_TIMEOUT',
-  'The session store did not answer within %s ms'
 )
 export const SessionTooLarge = createError<[number]>(
   'POSTERN_SESSION_TOO_LARGE',

@@ -1,15 +1,19 @@
+import { X509Certificate } from 'node:crypto'
 import type { Worker } from 'node:worker_threads'
 import { type CertificateExpiry, certificateExpiries } from './certificate-expiry.ts'
 import type { Config, Entities } from './config.ts'
 import { validateUses } from './config-values.ts'
-import { ConfigError, type Problem, SecretUnavailable } from './errors.ts'
+import { ConfigError, type Problem } from './errors.ts'
+import { fingerprinter } from './fingerprint.ts'
 import {
   type Generation,
+  type ListenerTls,
   maskSecrets,
-  resolveTemplate,
   type SecretState,
+  type Secrets,
   watchedConfig
 } from './generation.ts'
+import { LiveSettings } from './live-settings.ts'
 import { createLogger } from './log.ts'
 import { releaseLoadGarbage } from './memory.ts'
 import { Metrics } from './metrics.ts'
@@ -31,14 +35,9 @@ import {
   uniqueReferences
 } from './resolve.ts'
 import { kinds } from './schema/kinds.ts'
-import {
-  type Environment,
-  type SettingReference,
-  type Settings,
-  settingsTable
-} from './settings.ts'
+import type { Environment, SettingReference, Settings } from './settings.ts'
 import { openStatus, type StatusServer } from './status.ts'
-import { memoryStore, type OwnedStore, redisStore } from './store.ts'
+import { memoryStore, type OwnedStore, type RedisStore, redisStore } from './store.ts'
 import { Threads } from './threads.ts'
 import type { LastKnownGood } from './vault/last-known-good.ts'
 import { parseReference, type Reference } from './vault/reference.ts'
@@ -47,7 +46,7 @@ import type { Outcome, Vaults } from './vault/vaults.ts'
 import { product, version } from './version.ts'
 import { watchFile } from './watch.ts'
 import { Refresher } from './webhooks/refresher.ts'
-import type { Changed, LiveSecret, Webhooks } from './webhooks/source.ts'
+import type { Changed, Webhooks } from './webhooks/source.ts'
 import type { WebhookSecret } from './webhooks/webhooks.ts'
 
 /** An open address of the data plane. */
@@ -101,13 +100,17 @@ class ControlThread implements Gateway {
   #threads: Threads | undefined
   #rotation: Rotation | undefined
   #store: OwnedStore | undefined
+  /** The same, when it is Redis. */
+  #redis: RedisStore | undefined
   #status: StatusServer | undefined
   #unwatch: () => void = () => {}
   #lastReload: { at: number; ok: boolean; error?: string } | undefined
-  /** Settings that follow their vaults while the gateway runs. */
-  readonly #liveSettings: readonly SettingReference[]
-  /** Settings whose references were read once. */
-  readonly #fixedSettings: readonly SettingReference[]
+  readonly #live: LiveSettings
+  /** What listeners serve where no certificate is set. */
+  #generated = { cert: '', key: '' }
+  #tls: ListenerTls | undefined
+  /** What stops watching, by the path of a file that TLS settings are read from. */
+  readonly #tlsFiles = new Map<string, () => void>()
   #webhookServer: { host: string; port: number; close(): Promise<void> } | undefined
   readonly #refresher = new Refresher<string>(async texts => {
     try {
@@ -130,14 +133,13 @@ class ControlThread implements Gateway {
   listeners: readonly OpenListener[] = []
 
   constructor(
-    { settings, warnings, vaults, vaultLog, references, lastKnownGood }: Prepared,
+    { settings, warnings, vaults, vaultLog, references, authored, lastKnownGood }: Prepared,
     metrics: Metrics
   ) {
     this.#metrics = metrics
     this.#lastKnownGood = lastKnownGood
     this.settings = settings
-    this.#liveSettings = references.filter(({ name }) => LIVE_SETTINGS.has(name))
-    this.#fixedSettings = references.filter(({ name }) => !LIVE_SETTINGS.has(name))
+    this.#live = new LiveSettings(settings, references, authored)
     this.#vaults = vaults
     this.#warnings = warnings
     this.#log = createLogger({ level: settings.logLevel, format: settings.logFormat, thread: 0 })
@@ -195,17 +197,16 @@ class ControlThread implements Gateway {
     const { settings } = this
     const loaded = await readConfig(settings, this.#vaults)
     const secrets = await this.#resolve(loaded, true)
-    this.#store =
-      settings.sessionRedisUrl === undefined
-        ? memoryStore()
-        : await redisStore(settings.sessionRedisUrl, this.#log)
+    this.#store = this.#openStore(secrets)
+    if (settings.sslCert === undefined && settings.proxyListen.some(({ ssl }) => ssl))
+      this.#generated = await selfSigned()
+    const tls = this.#readTls(secrets)
     this.#threads = new Threads(
-      { config: loaded.config, secrets },
+      { config: loaded.config, secrets, tls },
       {
         settings,
         product,
         shared: sharedMemory(),
-        fallbackCertificate: await this.#fallbackCertificate(),
         health: this.#upstreams.memory,
         names: () => this.#upstreams.known,
         log: this.#log,
@@ -225,7 +226,7 @@ class ControlThread implements Gateway {
       port: ports[index]!,
       ssl: listener.ssl
     }))
-    this.#adopt(loaded, secrets)
+    this.#adopt(loaded, secrets, tls)
     this.#log.info(
       {
         version,
@@ -250,7 +251,7 @@ class ControlThread implements Gateway {
     const { createWebhooks } = await import('./webhooks/webhooks.ts')
     const webhooks = createWebhooks({
       settings: this.settings,
-      secret: name => this.#liveSetting(name),
+      secret: name => this.#live.text(name, this.#secrets),
       changed: changed => this.#refreshChanged(changed),
       log: this.#log
     })
@@ -262,19 +263,54 @@ class ControlThread implements Gateway {
     return webhooks
   }
 
-  /** A secret setting as its vault has it now. */
-  #liveSetting(name: WebhookSecret): LiveSecret | undefined {
-    const authored = this.#liveSettings.find(setting => setting.name === name)
-    if (authored === undefined) {
-      const value = this.settings[name]
-      return value === undefined ? undefined : { value }
-    }
-    const lacking = authored.references.some(text => {
-      const state = this.#secrets.get(text)
-      return state === undefined || 'failure' in state
+  /** Where sessions are kept. */
+  #openStore(secrets: Secrets): OwnedStore {
+    const url = this.#live.text('sessionRedisUrl', secrets)
+    if (url === undefined) return memoryStore()
+    this.#redis = redisStore(url.value, {
+      log: this.#log,
+      refresh: () =>
+        this.#refreshOnUse('the session store', this.#live.referencesOf('sessionRedisUrl'))
     })
-    if (lacking) throw new SecretUnavailable(authored.place.path)
-    return resolveTemplate(authored.template, this.#secrets)
+    return this.#redis
+  }
+
+  /** What TLS with clients takes from settings; from now on changes of its files are noticed. */
+  #readTls(secrets: Secrets): ListenerTls {
+    const files = this.#live.tlsFiles(secrets)
+    for (const [path, unwatch] of this.#tlsFiles) {
+      if (files.has(path)) continue
+      unwatch()
+      this.#tlsFiles.delete(path)
+    }
+    for (const path of files) {
+      if (this.#tlsFiles.has(path)) continue
+      this.#tlsFiles.set(
+        path,
+        watchFile(path, () => void this.#renewTls(path))
+      )
+    }
+    return this.#live.tls(secrets, this.#generated)
+  }
+
+  /** Takes a changed certificate, key or list of authorities over, or keeps what there is. */
+  #renewTls(file: string): Promise<void> {
+    return this.#exclusively(async () => {
+      if (this.#draining) return
+      const tls = this.#readTls(this.#secrets)
+      if (sameTls(tls, this.#tls)) return
+      await this.#apply(new Map(), tls)
+      this.#log.info(
+        { audit: 'certificate-changed', file, ...describe(tls.cert) },
+        'what listeners take from a file changed and is in force'
+      )
+    }).catch(error => {
+      const { message, fix = '' } = error as Error & { fix?: string }
+      this.#log.error(
+        { code: 'POSTERN_SETTING_INVALID', file },
+        `a file of the listeners is not taken over, what was read before stays: ${message}. ${fix}`
+      )
+    })
   }
 
   /** Refreshes, soon, the references that an event of a vault may concern; gives how many. */
@@ -296,7 +332,7 @@ class ControlThread implements Gateway {
 
   /** What the references of a configuration stand for. Throws ConfigError where that does not do. */
   async #resolve(loaded: Loaded, atStart = false): Promise<ReadonlyMap<string, SecretState>> {
-    const outcomes = await resolveAll(loaded, this.#liveSettings, { lastKnownGood: atStart })
+    const outcomes = await resolveAll(loaded, this.#live.references, { lastKnownGood: atStart })
     const problems = problemsOf(loaded.config, outcomes)
     if (problems.length > 0) {
       if (atStart) problems.push(...refusedCache(this.#lastKnownGood))
@@ -316,8 +352,8 @@ class ControlThread implements Gateway {
     const own = new Set(
       loaded.config.uses.filter(({ kind }) => kind !== 'vaults').flatMap(use => use.references)
     )
-    const live = new Set(this.#liveSettings.flatMap(setting => setting.references))
-    return new Map(
+    const live = new Set(this.#live.references.flatMap(setting => setting.references))
+    const states = new Map<string, SecretState>(
       [...outcomes]
         .filter(([text]) => own.has(text) || live.has(text))
         .map(([text, outcome]) => {
@@ -329,12 +365,55 @@ class ControlThread implements Gateway {
           return [text, kept ?? this.#stateOf(text, outcome)]
         })
     )
+    return this.#fitSettings(states, own)
+  }
+
+  /** Settings keep what they were while their vaults hold what they cannot be. Throws ConfigError. */
+  #fitSettings(states: Map<string, SecretState>, own: ReadonlySet<string>): Secrets {
+    const unfit = this.#unfitSettings(states, states)
+    if (unfit.length === 0) return states
+    const kept = new Map(states)
+    for (const text of this.#live.references.flatMap(({ references }) => references)) {
+      const before = this.#secrets.get(text)
+      if (before !== undefined && !own.has(text)) kept.set(text, before)
+    }
+    const still = this.#unfitSettings(kept, kept)
+    if (still.length > 0) throw new ConfigError(still)
+    for (const problem of unfit) this.#warn(problem)
+    return kept
+  }
+
+  /** Settings that cannot be what references that changed have become. */
+  #unfitSettings(changed: Secrets, secrets: Secrets): readonly Problem[] {
+    const problem = (place: Problem['place'], error: unknown): Problem => {
+      const { message, fix = 'Correct what the vault holds.' } = error as Error & { fix?: string }
+      return { code: 'POSTERN_SETTING_INVALID', message, fix, place }
+    }
+    const concerned = this.#live.references.filter(({ references }) =>
+      references.some(text => changed.has(text))
+    )
+    const problems = concerned.flatMap(({ name, place }) => {
+      try {
+        this.#live.check(name, secrets)
+        return []
+      } catch (error) {
+        return [problem(place, error)]
+      }
+    })
+    if (problems.length > 0 || !this.#live.concernsTls(changed)) return problems
+    try {
+      this.#live.tls(secrets, this.#generated)
+      return problems
+    } catch (error) {
+      return [problem(concerned[0]!.place, error)]
+    }
   }
 
   #tellFixedSettings(): void {
-    if (this.#fixedSettings.length === 0) return
+    const { fixed } = this.#live
+    if (fixed.length === 0) return
     this.#log.warn(
-      { settings: this.#fixedSettings.map(({ place }) => place.path) },
+      { settings: fixed.map(({ place }) => place.path) },
       'these settings come from vaults and are read at start only: a new value takes a restart'
     )
   }
@@ -372,19 +451,18 @@ class ControlThread implements Gateway {
   }
 
   /** Makes a configuration the running one, and follows its vaults. */
-  #adopt(loaded: Loaded, secrets: ReadonlyMap<string, SecretState>): void {
+  #adopt(loaded: Loaded, secrets: Secrets, tls: ListenerTls): void {
     this.#rotation?.close()
     const old = this.#loaded
     this.#loaded = loaded
     this.#loads++
     for (const [text, state] of secrets) this.#limitGrace(text, state, this.#secrets.get(text))
     this.#secrets = new Map(secrets)
-    this.#watchUpstreams()
-    this.#certificates = undefined
+    this.#inForce(tls)
     maskSecrets(secrets)
     redactor.retain(name => !name.startsWith('{') || secrets.has(name))
     for (const warning of loaded.config.warnings) this.#warn(warning)
-    const users = usersByReference(loaded.config, this.#liveSettings)
+    const users = usersByReference(loaded.config, this.#live.references)
     this.#rotation = createRotation({
       set: loaded.set,
       references: uniqueReferences([...secrets.keys()]),
@@ -435,25 +513,32 @@ class ControlThread implements Gateway {
         return state === undefined || 'failure' in state ? undefined : state
       })
     ]
-    problems.push(...unfitSettings(this.#liveSettings, states, next))
+    problems.push(...this.#unfitSettings(states, next))
     if (problems.length > 0) throw new ConfigError(problems)
-    await this.#apply(states)
+    await this.#apply(states, this.#live.concernsTls(states) ? this.#readTls(next) : undefined)
     this.#loaded!.set.confirm(uniqueReferences([...states.keys()]))
   }
 
-  async #apply(states: ReadonlyMap<string, SecretState>): Promise<void> {
-    await this.#threads!.apply({ secrets: states })
+  async #apply(states: Secrets, tls?: ListenerTls): Promise<void> {
+    await this.#threads!.apply({ secrets: states, ...(tls === undefined ? {} : { tls }) })
     for (const [text, state] of states) {
       this.#limitGrace(text, state, this.#secrets.get(text))
       this.#secrets.set(text, state)
     }
     maskSecrets(states)
-    this.#watchUpstreams()
-    this.#certificates = undefined
+    this.#inForce(tls)
   }
 
-  #watchUpstreams(): void {
-    this.#upstreams.adopt(watchedConfig({ config: this.#loaded!.config, secrets: this.#secrets }))
+  /** Has everything of this thread that follows secrets take them over. */
+  #inForce(tls = this.#tls): void {
+    this.#tls = tls
+    if (tls !== undefined) redactor.hold('setting sslCertKey', [tls.key])
+    this.#certificates = undefined
+    this.#upstreams.adopt(watchedConfig(this.#loaded!.config, this.#secrets))
+    const redis = this.#redis && this.#live.text('sessionRedisUrl', this.#secrets)
+    if (redis === undefined) return
+    redactor.hold('setting sessionRedisUrl', [redis.value, URL.parse(redis.value)?.password ?? ''])
+    this.#redis!.use(redis.value)
   }
 
   reload(): Promise<void> {
@@ -470,9 +555,10 @@ class ControlThread implements Gateway {
           return
         }
         const secrets = await this.#resolve(loaded)
-        const generation: Generation = { config: loaded.config, secrets }
+        const tls = this.#readTls(secrets)
+        const generation: Generation = { config: loaded.config, secrets, tls }
         await this.#threads!.apply({ generation })
-        this.#adopt(loaded, secrets)
+        this.#adopt(loaded, secrets, tls)
         this.#lastReload = { at, ok: true }
         this.#metrics.reloaded(true)
         this.#log.info(
@@ -497,31 +583,31 @@ class ControlThread implements Gateway {
     return (await this.#rotation?.refresh(prefix)) ?? 0
   }
 
-  /**
-   * For a plugin that was refused: re-reads what its entity refers to, at most once a second, and less
-   * and less often while that changes nothing, so that a wrong secret costs no quota.
-   */
   #refreshEntity(entityId: string): Promise<boolean> {
-    const last = this.#refreshes.get(entityId)
-    const now = performance.now()
-    if (last !== undefined && now < last.until) return last.result
-    const references = uniqueReferences(
-      this.#loaded!.config.uses.filter(use => use.id === entityId).flatMap(use => use.references)
+    const uses = this.#loaded!.config.uses.filter(use => use.id === entityId)
+    return this.#refreshOnUse(
+      entityId,
+      uses.flatMap(use => use.references)
     )
-    if (references.length === 0) return Promise.resolve(false)
-    const pause = Math.min((last?.pause ?? 500) * 2, MAX_REFRESH_PAUSE)
-    const result = this.#rotation!.refresh(references).then(changed => {
-      if (changed > 0) this.#refreshes.delete(entityId)
-      return changed > 0
-    })
-    this.#refreshes.set(entityId, { until: now + pause, pause, result })
-    return result
   }
 
-  async #fallbackCertificate(): Promise<{ readonly cert: string; readonly key: string }> {
-    const { sslCert, sslCertKey, proxyListen } = this.settings
-    if (sslCert !== undefined && sslCertKey !== undefined) return { cert: sslCert, key: sslCertKey }
-    return proxyListen.some(listener => listener.ssl) ? selfSigned() : { cert: '', key: '' }
+  /**
+   * For what was refused with its secrets: re-reads them, at most once a second, and less and less
+   * often while that changes nothing, so that a wrong secret costs no quota.
+   */
+  #refreshOnUse(user: string, texts: readonly string[]): Promise<boolean> {
+    const last = this.#refreshes.get(user)
+    const now = performance.now()
+    if (last !== undefined && now < last.until) return last.result
+    const references = uniqueReferences(texts)
+    if (references.length === 0 || this.#rotation === undefined) return Promise.resolve(false)
+    const pause = Math.min((last?.pause ?? 500) * 2, MAX_REFRESH_PAUSE)
+    const result = this.#rotation.refresh(references).then(changed => {
+      if (changed > 0) this.#refreshes.delete(user)
+      return changed > 0
+    })
+    this.#refreshes.set(user, { until: now + pause, pause, result })
+    return result
   }
 
   #warn(problem: Problem): void {
@@ -594,7 +680,11 @@ class ControlThread implements Gateway {
 
   /** When each configured certificate ends; computed once for each change of a certificate. */
   #expiries(config: Config): readonly CertificateExpiry[] {
-    this.#certificates ??= certificateExpiries(config, this.#secrets, this.settings.sslCert)
+    this.#certificates ??= certificateExpiries(
+      config,
+      this.#secrets,
+      this.settings.sslCert === undefined ? undefined : this.#tls?.cert
+    )
     return this.#certificates
   }
 
@@ -603,28 +693,78 @@ class ControlThread implements Gateway {
     if (this.#threads === undefined || this.#threads.serving === 0)
       return ['no configuration serves yet']
     const failed = [...this.#secrets].filter(([, state]) => 'failure' in state)
-    return failed.map(
-      ([text, state]) => `${text} has no value (${(state as { failure: string }).failure})`
-    )
+    return [
+      ...failed.map(
+        ([text, state]) => `${text} has no value (${(state as { failure: string }).failure})`
+      ),
+      ...this.#refusedNames().map(
+        ({ name, reference }) => `TLS for ${name} is refused: its certificate needs ${reference}`
+      )
+    ]
   }
 
+  /** Server names whose certificate has no value now, with the reference it lacks. */
+  #refusedNames(): readonly { readonly name: string; readonly reference: string }[] {
+    const { uses, snis } = this.#loaded!.config
+    const lacking = new Map<string, string>()
+    for (const { kind, id, references } of uses) {
+      if (kind !== 'certificates') continue
+      const reference = references.find(text => 'failure' in (this.#secrets.get(text) ?? NEVER))
+      if (reference !== undefined) lacking.set(id, reference)
+    }
+    return snis.flatMap(({ name, certificate }) => {
+      const reference = lacking.get(certificate.id)
+      return reference === undefined ? [] : [{ name, reference }]
+    })
+  }
+
+  /** Every reference with its state, its places and, under a key, its fingerprint; never a value. */
   #vaultStatus(): readonly object[] {
+    if (this.#loaded === undefined) return []
+    const { config, set } = this.#loaded
+    const uses = [...config.uses, ...this.#live.references]
     const used = Map.groupBy(
-      (this.#loaded?.config.uses ?? []).flatMap(use => use.references.map(text => ({ text, use }))),
+      uses.flatMap(use => use.references.map(text => ({ text, place: use.place }))),
       ({ text }) => text
     )
-    return (this.#loaded?.set.status() ?? []).map(status => ({
-      ...status,
-      used: (used.get(status.reference) ?? []).map(
-        ({ use }) => `${use.place.file}:${use.place.line}:${use.place.column} ${use.place.path}`
-      )
-    }))
+    const key = this.#fingerprintKey()
+    const fingerprint = key === undefined ? undefined : fingerprinter(key)
+    return set.status().map(status => {
+      const value = fingerprint && this.#valueOf(status.reference)
+      return {
+        ...status,
+        ...(value === undefined ? {} : { fingerprint: fingerprint!(value) }),
+        used: (used.get(status.reference) ?? []).map(({ place }) =>
+          place.file === 'environment'
+            ? place.path
+            : `${place.file}:${place.line}:${place.column} ${place.path}`
+        )
+      }
+    })
+  }
+
+  /** Undefined while it is not set, or has no value. */
+  #fingerprintKey(): string | undefined {
+    try {
+      return this.#live.text('fingerprintKey', this.#secrets)?.value
+    } catch {
+      return undefined
+    }
+  }
+
+  /** The value in force; for what only vaults use themselves the one they were given. */
+  #valueOf(text: string): string | undefined {
+    const state = this.#secrets.get(text)
+    if (state !== undefined) return 'failure' in state ? undefined : state.value
+    const outcome = this.#loaded!.set.outcome(parseReference(text))
+    return outcome.state === 'ok' ? outcome.value : undefined
   }
 
   async close(): Promise<void> {
     if (this.#draining) return
     this.#draining = true
     this.#unwatch()
+    for (const unwatch of this.#tlsFiles.values()) unwatch()
     if (this.settings.shutdownDelay > 0 && this.#threads !== undefined) {
       await new Promise(resolve => setTimeout(resolve, this.settings.shutdownDelay * 1000))
     }
@@ -642,6 +782,8 @@ class ControlThread implements Gateway {
   }
 }
 
+/** The state of a reference that was never resolved. */
+const NEVER: SecretState = { failure: 'never resolved' }
 /** Longest pause between two re-reads for a plugin that keeps being refused, in milliseconds. */
 const MAX_REFRESH_PAUSE = 60_000
 
@@ -677,7 +819,8 @@ function usersByReference(
     }
   }
   for (const { id, references } of config.uses) add(references, id)
-  for (const { name, references } of settings) add(references, `setting ${name}`)
+  for (const { name, references } of settings)
+    add(references, `setting ${name === 'sslCertKey' ? 'sslCert' : name}`)
   return users
 }
 
@@ -692,33 +835,15 @@ const WEBHOOK_SETTINGS: readonly WebhookSetting[] = [
   'webhookAzureAudience'
 ]
 
-/** Settings whose references are followed while the gateway runs. */
-const LIVE_SETTINGS: ReadonlySet<string> = new Set<WebhookSecret>([
-  'webhookSecret',
-  'webhookAwsSecret',
-  'webhookAzureSecret'
-])
+function sameTls(a: ListenerTls, b: ListenerTls | undefined): boolean {
+  return a.cert === b?.cert && a.key === b.key && a.clientCa === b.clientCa
+}
 
-/** Settings that could not be what their references have become. */
-function unfitSettings(
-  settings: readonly SettingReference[],
-  changed: ReadonlyMap<string, SecretState>,
-  secrets: ReadonlyMap<string, SecretState>
-): readonly Problem[] {
-  return settings
-    .filter(({ references }) => references.some(text => changed.has(text)))
-    .flatMap(({ name, template, place }) => {
-      try {
-        const { parse } = settingsTable[name as keyof typeof settingsTable]
-        parse(resolveTemplate(template, secrets).value, () => {})
-        return []
-      } catch (error) {
-        const { message, fix = 'Correct what the vault holds.' } = error as Error & { fix?: string }
-        return [
-          { code: 'POSTERN_SETTING_INVALID', message: `${place.path} ${message}`, fix, place }
-        ]
-      }
-    })
+/** What tells a certificate from another one, for the log. */
+function describe(cert: string): { readonly serial?: string; readonly not_after?: string } {
+  if (cert === '') return {}
+  const { serialNumber, validTo } = new X509Certificate(cert)
+  return { serial: serialNumber, not_after: new Date(validTo).toISOString() }
 }
 
 /** Whether a change at a vault may concern a reference; `types` are those of the file's own vaults. */

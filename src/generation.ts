@@ -21,10 +21,20 @@ export function maskSecrets(secrets: Secrets): void {
   }
 }
 
+/** What TLS with clients takes from settings that change while the listeners are open; PEM texts. */
+export interface ListenerTls {
+  /** The certificate for names that none of the file covers; empty when no listener speaks TLS. */
+  readonly cert: string
+  readonly key: string
+  /** Authorities of client certificates; undefined when clients are asked for none. */
+  readonly clientCa: string | undefined
+}
+
 /** A configuration with its resolved secrets: what a data-plane thread serves from. */
 export interface Generation {
   readonly config: Config
   readonly secrets: Secrets
+  readonly tls: ListenerTls
 }
 
 /** A reference of this use has no value, so what it belongs to cannot work. */
@@ -88,7 +98,7 @@ export function resolveTemplate(
 }
 
 /** What the control thread watches of a generation's upstreams. */
-export function watchedConfig({ config, secrets }: Generation): WatchedConfig {
+export function watchedConfig(config: Config, secrets: Secrets): WatchedConfig {
   const { services, upstreams, targets, certificates } = config
   const uses = Map.groupBy(config.uses, use => use.id)
   return {

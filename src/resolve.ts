@@ -37,6 +37,8 @@ export interface Prepared {
   readonly vaultLog: VaultLog
   /** Settings whose values come out of vaults. */
   readonly references: readonly SettingReference[]
+  /** Every setting as written. */
+  readonly authored: Collected['authored']
   /** Undefined when none is kept. */
   readonly lastKnownGood: LastKnownGood | undefined
 }
@@ -150,6 +152,7 @@ export async function prepareSettings(
       vaults,
       vaultLog,
       references: collected.references,
+      authored: collected.authored,
       lastKnownGood
     }
   } catch (error) {

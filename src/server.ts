@@ -1,3 +1,4 @@
+import { createHmac } from 'node:crypto'
 import { unlink } from 'node:fs/promises'
 import http, { type IncomingMessage, type ServerResponse } from 'node:http'
 import http2 from 'node:http2'
@@ -30,8 +31,10 @@ export interface ClientLimits {
   readonly maxConnections: number
 }
 
-/** How TLS is spoken with clients. */
-export interface ClientTls extends ContextPolicy {
+/** How TLS is spoken with clients, whatever the certificate. */
+export interface ClientTls {
+  /** Whether clients are asked for a certificate. */
+  readonly requestCert: boolean
   /** 48 bytes that all threads share, so that each resumes the sessions of the others. */
   readonly ticketKeys: Uint8Array
 }
@@ -66,7 +69,7 @@ export interface Listening {
   close(): Promise<void>
   /** Closes connections that serve no request. */
   closeIdle(): void
-  /** Takes over the certificate of clients that name no server, for new handshakes. */
+  /** Takes over the certificate of clients that name no server, and the policy, for new handshakes. */
   renewCertificate(): void
 }
 
@@ -80,7 +83,7 @@ export async function openServer(options: ServerOptions): Promise<Listening> {
   const listener = {
     port: options.port,
     ssl: options.ssl,
-    clientCertificates: options.tls.ca !== undefined
+    clientCertificates: options.tls.requestCert
   }
   const exchangeOptions: ExchangeOptions = { ...options.exchange, listener }
   const { handler, limits } = options
@@ -291,13 +294,20 @@ function createHttp2Server({ limits }: ServerOptions): http2.Http2Server {
 }
 
 function secureContext({ tls, certificates }: ServerOptions): TlsOptions {
-  const { cert, key } = certificates().unnamed
+  const { unnamed, policy } = certificates()
   return {
-    cert: [...cert],
-    key: [...key],
-    ...tls,
-    ticketKeys: Buffer.from(tls.ticketKeys)
+    cert: [...unnamed.cert],
+    key: [...unnamed.key],
+    ...policy,
+    ticketKeys: ticketKeys(tls.ticketKeys, policy.ca)
   }
+}
+
+/** A session that was opened under other authorities is not resumed: its client is verified anew. */
+function ticketKeys(shared: Uint8Array, authorities: ContextPolicy['ca']): Buffer {
+  const mixed = createHmac('sha384', shared)
+  if (authorities !== undefined) mixed.update(String(authorities))
+  return mixed.digest()
 }
 
 function tlsOptions(options: ServerOptions): TlsOptions {
@@ -306,7 +316,7 @@ function tlsOptions(options: ServerOptions): TlsOptions {
     handshakeTimeout: options.limits.headerTimeout,
     ALPNProtocols: options.http2 ? ['h2', 'http/1.1'] : ['http/1.1'],
     // Who may come without is decided per request, which can be told so; a handshake cannot.
-    requestCert: options.tls.ca !== undefined,
+    requestCert: options.tls.requestCert,
     rejectUnauthorized: false,
     SNICallback(
       servername: string,

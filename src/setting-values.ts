@@ -507,6 +507,12 @@ export function belongTogether(certificatePem: string, keyPem: string): boolean 
   return new X509Certificate(certificatePem).checkPrivateKey(createPrivateKey(keyPem))
 }
 
+/** The path a certificate or key is read from; undefined when it stands in the value itself. */
+export function pemPath(value: string): string | undefined {
+  const written = PEM.test(value) || PEM.test(Buffer.from(value, 'base64').toString())
+  return written ? undefined : value
+}
+
 const PEM = /-----BEGIN [A-Z ]+-----/
 
 function readPem(value: string): string {
@@ -542,13 +548,29 @@ export const secureUrl: Parse<string> = value => {
 /** The address of a Redis server. */
 export const redisUrl: Parse<string> = value => {
   const url = URL.parse(value)
-  if (url === null || !['redis:', 'rediss:'].includes(url.protocol) || url.hostname === '') {
+  const { protocol, hostname, pathname, username, password } = url ?? {}
+  const readable = [username, password].every(part => part !== undefined && isEncoded(part))
+  if (
+    (protocol !== 'redis:' && protocol !== 'rediss:') ||
+    hostname === '' ||
+    !/^(\/\d*)?$/.test(pathname!) ||
+    !readable
+  ) {
     throw new Misfit(
       'is not the address of a Redis server',
       'Write redis://host:6379 or rediss://user:password@host:6379/0.'
     )
   }
   return value
+}
+
+function isEncoded(part: string): boolean {
+  try {
+    decodeURIComponent(part)
+    return true
+  } catch {
+    return false
+  }
 }
 
 /** Items separated by commas. */

@@ -23,9 +23,7 @@ export interface SnapshotEnvironment {
   readonly plugins: readonly Plugin[]
   readonly instances: InstanceEnvironment
   readonly upstreams: UpstreamEnvironment
-  /** The certificate for names no certificate of the file covers. */
-  readonly fallbackCertificate: { readonly cert: string; readonly key: string }
-  /** What TLS with clients is held to. */
+  /** What TLS with clients is held to, but for the authorities of their certificates. */
   readonly tlsPolicy: ContextPolicy
 }
 
@@ -83,7 +81,8 @@ export class Snapshot implements Serving {
 
 /**
  * Compiles a generation. With `previous` and `changed` (references with a new state, the
- * configuration being the same) only what those references touch is built anew. Rejects when a
+ * configuration being the same) only what those references or other TLS settings touch is built
+ * anew. Rejects when a
  * plugin's set-up refuses its configuration; nothing of `previous` is touched then.
  */
 export async function buildSnapshot(
@@ -92,7 +91,7 @@ export async function buildSnapshot(
   previous?: Snapshot,
   changed?: ReadonlySet<string>
 ): Promise<Snapshot> {
-  const { config } = generation
+  const { config, tls } = generation
   const uses = Map.groupBy(config.uses, use => use.id)
   const touched = new Set<string>()
   const kinds = new Set<keyof Entities>()
@@ -172,13 +171,11 @@ export async function buildSnapshot(
             })
           : previous.directory,
       certificates:
-        fresh || certificatesChanged
-          ? compileCertificates(
-              resolved(),
-              config.snis,
-              environment.fallbackCertificate,
-              environment.tlsPolicy
-            )
+        fresh || certificatesChanged || tls !== previous.generation.tls
+          ? compileCertificates(resolved(), config.snis, tls, {
+              ...environment.tlsPolicy,
+              ...(tls.clientCa === undefined ? {} : { ca: tls.clientCa })
+            })
           : previous.certificates
     })
   } catch (error) {

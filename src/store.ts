@@ -1,6 +1,8 @@
 import { LRUCache } from 'lru-cache'
-import { StoreTimeout } from './errors.ts'
+import { RedisDenied } from './errors.ts'
 import type { Logger, Store } from './plugins/plugin.ts'
+import { RedisConnection, type RedisOptions, type Reply } from './plugins/redis-connection.ts'
+import { RedisRetry } from './plugins/redis-retry.ts'
 
 /** Most entries the memory store holds; the least recently used give way. */
 const MAX_ENTRIES = 100_000
@@ -39,54 +41,129 @@ export function memoryStore(): OwnedStore {
   }
 }
 
-/** Milliseconds a call of Redis may take. */
+/** Milliseconds a call of Redis may take, and connecting to it. */
 const TIMEOUT = 2000
-/** Calls that may wait for Redis at once. */
-const MAX_WAITING = 10_000
+
+/** A store in Redis, whose address may change while it is used. */
+export interface RedisStore extends OwnedStore {
+  /** Uses another address, or other credentials, from now on; calls under way end as they began. */
+  use(url: string): void
+}
+
+export interface RedisStoreOptions {
+  readonly log: Logger
+  /** Has the references of the address read again, and {@link RedisStore.use} called if it changed. */
+  refresh(): Promise<unknown>
+}
 
 /**
- * A store in Redis, shared by every node that uses the same. Calls reject fast while it is away, and
- * with POSTERN_STORE_TIMEOUT when it does not answer. `url` may hold credentials, so it is never logged.
+ * A store in Redis, shared by every node that uses the same. Calls reject with POSTERN_REDIS_AWAY,
+ * at once while it is known to be away, and with POSTERN_REDIS_DENIED when it refuses the credentials
+ * after they were read again, too. `url` may hold credentials, so it is never logged.
  */
-export async function redisStore(url: string, log: Logger): Promise<OwnedStore> {
-  const { createClient } = await import('@redis/client')
-  const client = createClient({
-    url,
-    disableOfflineQueue: true,
-    commandsQueueMaxLength: MAX_WAITING,
-    socket: {
-      connectTimeout: TIMEOUT,
-      reconnectStrategy: retries => Math.min(100 * 2 ** retries, 5000)
-    }
+export function redisStore(url: string, { log, refresh }: RedisStoreOptions): RedisStore {
+  let current = new Link(url, log)
+  /** The last that worked, while the server does not take the credentials of a newer one yet. */
+  let former: Link | undefined
+
+  const retry = new RedisRetry<Link>(async refused => {
+    if (current === refused) await refresh()
+    return current === refused ? undefined : current
   })
-  client.on('error', error =>
-    log.warn({ code: error.code ?? error.name }, 'the session store is away')
-  )
-  client.connect().catch(() => {})
+  const attempt = async (link: Link, words: readonly string[]): Promise<Reply> => {
+    try {
+      const reply = await link.run(words)
+      if (link === current) {
+        former?.close()
+        former = undefined
+      }
+      return reply
+    } catch (error) {
+      if (former === undefined || link === former || !(error instanceof RedisDenied)) throw error
+      return former.run(words)
+    }
+  }
+  const run = (...words: string[]): Promise<Reply> =>
+    retry.run(current, link => attempt(link, words))
+
   return {
     async get(key) {
-      return (await inTime(client.get(KEY_PREFIX + key))) ?? undefined
+      return ((await run('GET', KEY_PREFIX + key)) as string | null) ?? undefined
     },
     async set(key, value, ttl) {
-      const expiration = { type: 'PX', value: milliseconds(ttl) } as const
-      await inTime(client.set(KEY_PREFIX + key, value, { expiration }))
+      await run('SET', KEY_PREFIX + key, value, 'PX', String(milliseconds(ttl)))
     },
     async expire(key, ttl) {
-      await inTime(client.pExpire(KEY_PREFIX + key, milliseconds(ttl)))
+      await run('PEXPIRE', KEY_PREFIX + key, String(milliseconds(ttl)))
     },
     async delete(key) {
-      await inTime(client.del(KEY_PREFIX + key))
+      await run('DEL', KEY_PREFIX + key)
+    },
+    use(next) {
+      if (next === current.url) return
+      if (current.works) {
+        former?.close()
+        former = current
+      } else current.close()
+      current = new Link(next, log)
     },
     async close() {
-      client.destroy()
+      retry.close()
+      former?.close()
+      current.close()
     }
   }
 }
 
-/** What the call gives; the client itself waits without end for a server that keeps silent. */
-function inTime<T>(call: Promise<T>): Promise<T> {
-  return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => reject(new StoreTimeout(TIMEOUT)), TIMEOUT)
-    call.then(resolve, reject).finally(() => clearTimeout(timer))
-  })
+/** A connection that closes once its calls have ended. */
+class Link {
+  readonly url: string
+  readonly #connection: RedisConnection
+  #calls = 0
+  #closing = false
+  #worked = false
+
+  constructor(url: string, log: Logger) {
+    this.url = url
+    this.#connection = new RedisConnection(redisAddress(url), log)
+  }
+
+  /** Whether it ever gave an answer. */
+  get works(): boolean {
+    return this.#worked
+  }
+
+  async run(words: readonly string[]): Promise<Reply> {
+    this.#calls++
+    try {
+      const reply = await this.#connection.run(words)
+      this.#worked = true
+      return reply
+    } finally {
+      this.#calls--
+      this.#closeUnused()
+    }
+  }
+
+  close(): void {
+    this.#closing = true
+    this.#closeUnused()
+  }
+
+  #closeUnused(): void {
+    if (this.#closing && this.#calls === 0) void this.#connection.close()
+  }
+}
+
+function redisAddress(url: string): RedisOptions {
+  const { protocol, hostname, port, username, password, pathname } = new URL(url)
+  return {
+    host: hostname,
+    port: port === '' ? 6379 : Number(port),
+    username: username === '' ? undefined : decodeURIComponent(username),
+    password: password === '' ? undefined : decodeURIComponent(password),
+    database: Number(pathname.slice(1)),
+    tls: protocol === 'rediss:' ? { verify: true, serverName: undefined } : undefined,
+    timeout: TIMEOUT
+  }
 }

@@ -12,7 +12,6 @@ export interface ThreadsOptions {
   readonly settings: Settings
   readonly product: string
   readonly shared: WorkerData['shared']
-  readonly fallbackCertificate: WorkerData['fallbackCertificate']
   readonly log: Logger
   /** Memory that holds the health of upstream addresses. */
   readonly health: SharedArrayBuffer
@@ -94,8 +93,7 @@ export class Threads {
   }
 
   #spawn(attempt = 0): Thread {
-    const { settings, product, shared, fallbackCertificate, health, names, log, control } =
-      this.#options
+    const { settings, product, shared, health, names, log, control } = this.#options
     const number = this.#next++
     const counts = createCounts()
     const data: WorkerData = {
@@ -106,7 +104,6 @@ export class Threads {
       ports: this.#ports,
       reusePort: settings.workers > 1,
       shared,
-      fallbackCertificate,
       counts,
       health,
       names: names(),
@@ -187,7 +184,8 @@ export class Threads {
         ? update.generation
         : {
             config: this.#generation.config,
-            secrets: new Map([...this.#generation.secrets, ...update.secrets])
+            secrets: new Map([...this.#generation.secrets, ...update.secrets]),
+            tls: update.tls ?? this.#generation.tls
           }
     await Promise.allSettled(threads.map(({ calls }) => calls.commit()))
     await this.#catchUp(threads, update)

@@ -1,6 +1,6 @@
 import { parentPort, workerData } from 'node:worker_threads'
 import { serveCalls } from './calls.ts'
-import { type Generation, maskSecrets, type SecretState } from './generation.ts'
+import { type Generation, type ListenerTls, maskSecrets, type SecretState } from './generation.ts'
 import { createLogger, logWarnings } from './log.ts'
 import { releaseLoadGarbage } from './memory.ts'
 import { plugins } from './plugins/index.ts'
@@ -26,7 +26,6 @@ export interface WorkerData {
   readonly ports: readonly number[]
   readonly reusePort: boolean
   readonly shared: Readonly<Record<string, SharedArrayBuffer>>
-  readonly fallbackCertificate: { readonly cert: string; readonly key: string }
   readonly counts: RequestCounts
   /** Health of upstream addresses. */
   readonly health: SharedArrayBuffer
@@ -63,10 +62,13 @@ export interface ControlCalls extends Store {
   resolve(host: string): Answer | Promise<Answer>
 }
 
-/** A whole new generation, or new states of references under the same configuration. */
+/** A whole new generation, or new states of references and settings under the same configuration. */
 export type Update =
   | { readonly generation: Generation }
-  | { readonly secrets: ReadonlyMap<string, SecretState> }
+  | { readonly secrets: ReadonlyMap<string, SecretState>; readonly tls?: ListenerTls }
+
+/** Name the key of the default certificate is masked by; no reference is called so. */
+const LISTENER_KEY = 'listener key'
 
 const data = workerData as WorkerData
 const { settings } = data
@@ -76,7 +78,7 @@ const log = createLogger({
   thread: data.thread
 })
 logWarnings(log)
-maskSecrets(data.generation.secrets)
+maskGeneration(data.generation)
 
 const control = serveCalls<WorkerCalls, ControlCalls>(parentPort!, {
   listen,
@@ -92,12 +94,10 @@ const resolver = new RemoteResolver(host => control.resolve(host), data.names)
 const tlsPolicy = {
   minVersion: settings.sslProtocols.min,
   maxVersion: settings.sslProtocols.max,
-  ...(settings.sslCiphers === undefined ? {} : { ciphers: settings.sslCiphers }),
-  ...(settings.sslVerifyClient === 'off' ? {} : { ca: settings.sslClientCertificate! })
+  ...(settings.sslCiphers === undefined ? {} : { ciphers: settings.sslCiphers })
 }
 const environment: SnapshotEnvironment = {
   plugins,
-  fallbackCertificate: data.fallbackCertificate,
   tlsPolicy,
   instances: {
     log,
@@ -157,6 +157,11 @@ const handler = new Handler(
 )
 const webSockets = new WebSockets(handler, log, settings.upstreamTlsVerify)
 
+function maskGeneration({ secrets, tls }: Generation): void {
+  maskSecrets(secrets)
+  redactor.hold(LISTENER_KEY, [tls.key])
+}
+
 async function listen(): Promise<readonly number[]> {
   await built
   const opened: Listening[] = []
@@ -181,7 +186,7 @@ async function listen(): Promise<readonly number[]> {
           maxHeaders: settings.maxHeaders,
           maxConnections: settings.maxConnections
         },
-        tls: { ...tlsPolicy, ticketKeys: data.ticketKeys },
+        tls: { requestCert: settings.sslVerifyClient !== 'off', ticketKeys: data.ticketKeys },
         handler,
         webSockets,
         certificates: () => current.certificates,
@@ -203,13 +208,15 @@ async function listen(): Promise<readonly number[]> {
 async function prepare(update: Update): Promise<void> {
   await built
   await abort()
-  maskSecrets('generation' in update ? update.generation.secrets : update.secrets)
   if ('generation' in update) {
+    maskGeneration(update.generation)
     prepared = await buildSnapshot(update.generation, environment)
     return
   }
   const { config, secrets } = current.generation
-  const generation = { config, secrets: new Map([...secrets, ...update.secrets]) }
+  const { tls = current.generation.tls } = update
+  const generation = { config, tls, secrets: new Map([...secrets, ...update.secrets]) }
+  maskGeneration({ ...generation, secrets: update.secrets })
   prepared = await buildSnapshot(generation, environment, current, new Set(update.secrets.keys()))
 }
 
@@ -219,7 +226,7 @@ function commit(): void {
   current = prepared
   prepared = undefined
   const { secrets } = current.generation
-  redactor.retain(name => secrets.has(name))
+  redactor.retain(name => name === LISTENER_KEY || secrets.has(name))
   if (current.certificates !== old.certificates) {
     for (const server of listening) server.renewCertificate()
   }

@@ -1,4 +1,5 @@
 import t, { type Test } from 'tap'
+import type { Logger } from '../src/plugins/plugin.ts'
 import { memoryStore, type OwnedStore, redisStore } from '../src/store.ts'
 import { until } from './harness.ts'
 import { startRedis, withoutRedis, withoutRedisServer } from './redis.ts'
@@ -32,65 +33,117 @@ t.test('the store in memory', async t => {
   t.equal(await store.get('key'), undefined)
 })
 
+const options = (log: Logger = silent) => ({ log, refresh: async () => {} })
+
 t.test('the store in Redis', { skip: withoutRedis }, async t => {
   const redis = await startRedis()
   t.teardown(() => redis.close())
-  const store = await redisStore(redis.url, silent)
+  const store = redisStore(redis.url, options())
   t.teardown(() => store.close())
-  await until(
-    () =>
-      store
-        .get('x')
-        .then(() => true)
-        .catch(() => false),
-    'a connection'
-  )
   await contract(t, store, `store-test-${process.pid}`)
 })
 
+t.test('TLS is verified', { skip: withoutRedisServer }, async t => {
+  const redis = await startRedis({ tls: true })
+  t.teardown(() => redis.close())
+  const store = redisStore(redis.url, options())
+  t.teardown(() => store.close())
+  await t.rejects(store.get('key'), { code: 'POSTERN_REDIS_AWAY', message: /CERT/ })
+})
+
+const yes = (): boolean => true
+const no = (): boolean => false
+const denied = ({ code }: { code?: string }): boolean => code === 'POSTERN_REDIS_DENIED'
+
+/** Tries until the store answers. */
+const answers = (store: OwnedStore): Promise<boolean> =>
+  until(() => store.get('key').then(yes, no), 'an answer')
+
 t.test(
   'a Redis that is away or silent costs no more than the bound',
-  {
-    skip: withoutRedisServer
-  },
+  { skip: withoutRedisServer },
   async t => {
     const redis = await startRedis({ own: true, password: 'p4ssw0rd' })
     t.teardown(() => redis.close())
     const lines: unknown[] = []
     const log = { ...silent, warn: (...line: unknown[]) => lines.push(line) }
-    const store = await redisStore(redis.url, log)
+    const store = redisStore(redis.url, options(log))
     t.teardown(() => store.close())
-    await until(
-      () =>
-        store.set('key', 'value', 1000).then(
-          () => true,
-          () => false
-        ),
-      'a connection'
-    )
+    await store.set('key', 'value', 1000)
     redis.freeze()
-    await t.rejects(store.get('key'), { code: 'POSTERN_STORE_TIMEOUT' })
+    await t.rejects(store.get('key'), { code: 'POSTERN_REDIS_AWAY', message: /2000 ms/ })
     redis.thaw()
+    await answers(store)
     t.equal(await store.get('key'), 'value')
     await redis.stop()
-    await until(
-      () =>
-        store.get('key').then(
-          () => false,
-          () => true
-        ),
-      'a refusal'
-    )
+    await until(() => store.get('key').then(no, yes), 'a refusal')
     await redis.start()
-    await until(
-      () =>
-        store.set('key', 'value', 1).then(
-          () => true,
-          () => false
-        ),
-      'a new connection'
-    )
-    t.match(lines[0], [{}, 'the session store is away'])
+    await answers(store)
+    t.match(lines[0], [{ redis: /^127/ }, 'Redis is away'])
     t.notMatch(JSON.stringify(lines), /p4ssw0rd/)
   }
 )
+
+t.test('credentials that change', { skip: withoutRedisServer }, async t => {
+  const redis = await startRedis({ password: 'admin-password', users: { app: 'first-word' } })
+  t.teardown(() => redis.close())
+  const url = (password: string, database = 0): string =>
+    `redis://app:${password}@${redis.host}:${redis.port}/${database}`
+  const users = async (): Promise<number> =>
+    String(await redis.command('CLIENT', 'LIST')).match(/user=app/g)?.length ?? 0
+  let vault = url('first-word')
+  let refreshes = 0
+  const store = redisStore(vault, {
+    log: silent,
+    async refresh() {
+      refreshes++
+      store.use(vault)
+    }
+  })
+  t.teardown(() => store.close())
+
+  await t.test('a refusal has them read again once, and is repeated', async t => {
+    await store.set('key', 'value', 1000)
+    await redis.command('ACL', 'SETUSER', 'app', 'resetpass', '>second/word')
+    await redis.command('CLIENT', 'KILL', 'USER', 'app')
+    vault = url('second%2Fword')
+    await until(() => store.get('key').then(value => value === 'value', no), 'the new ones')
+    t.equal(refreshes, 1)
+    t.equal(await users(), 1)
+  })
+
+  await t.test('those that the server does not know yet cost nothing', async t => {
+    store.use(url('third-word'))
+    for (let i = 0; i < 5; i++) t.equal(await store.get('key'), 'value', 'by the former ones')
+    await redis.command('ACL', 'SETUSER', 'app', '>third-word')
+    // The former connection ends as soon as the new one works.
+    await redis.command('ACL', 'SETUSER', 'app', '<second/word')
+    await until(async () => {
+      await store.get('key')
+      return (await users()) === 1
+    }, 'one connection')
+    t.equal(await store.get('key'), 'value')
+  })
+
+  await t.test('calls under way end as they began; another database is another store', async t => {
+    const under = Array.from({ length: 20 }, () => store.get('key'))
+    store.use(url('third-word', 1))
+    t.same(new Set(await Promise.all(under)), new Set(['value']))
+    t.equal(await store.get('key'), undefined)
+    store.use(url('third-word', 0))
+    store.use(url('third-word', 0))
+    t.equal(await store.get('key'), 'value')
+    await until(async () => (await users()) === 1, 'the others to be closed')
+  })
+
+  await t.test('those that stay wrong are refused', async t => {
+    await redis.command('ACL', 'SETUSER', 'app', 'resetpass', '>fourth-word')
+    await redis.command('CLIENT', 'KILL', 'USER', 'app')
+    await until(() => store.get('key').then(no, denied), 'a refusal')
+    const before = refreshes
+    await Promise.allSettled(Array.from({ length: 20 }, () => store.get('key')))
+    t.ok(refreshes - before <= 1, `${refreshes - before} reads of the vault`)
+    vault = url('fourth-word')
+    await until(() => store.get('key').then(value => value === 'value', no), 'the right ones')
+  })
+})

@@ -1,7 +1,6 @@
 import { hash } from 'node:crypto'
 import type { Static } from 'typebox'
 import * as Type from 'typebox'
-import { RedisDenied } from '../errors.ts'
 import { type Authored, referenceable } from '../schema/referenceable.ts'
 import type { Complaint, Context } from './plugin.ts'
 import {
@@ -10,6 +9,7 @@ import {
   type RedisScript,
   type Reply
 } from './redis-connection.ts'
+import { RedisRetry } from './redis-retry.ts'
 
 const MAX_TIMEOUT = 2 ** 31 - 2
 const DEFAULT_TIMEOUT = 2000
@@ -106,9 +106,6 @@ export function redisOptions(config: RedisConfig): RedisOptions {
 
 type RedisContext = Pick<Context<{ readonly redis: RedisConfig }>, 'keep' | 'log' | 'refresh'>
 
-/** Least time between two attempts to have the references read again, in milliseconds. */
-const REFRESH_PAUSE = 1000
-
 /**
  * What a plugin instance reaches Redis by. Instances of a thread with equal options share a
  * connection, and it survives their reload. When the server refuses the credentials, the
@@ -117,47 +114,25 @@ const REFRESH_PAUSE = 1000
 export class RedisAccess {
   readonly #context: RedisContext
   readonly #connection: RedisConnection
-  #refreshing: Promise<RedisConnection | undefined> | undefined
-  #nextRefresh = 0
+  readonly #retry: RedisRetry<RedisConnection>
 
   constructor(config: RedisConfig, context: RedisContext) {
     this.#context = context
     this.#connection = this.#connectionFor(config)
+    this.#retry = new RedisRetry(async () => {
+      const renewed = await context.refresh()
+      return renewed === undefined ? undefined : this.#connectionFor(renewed.redis)
+    })
   }
 
   /** Runs a script; rejects like {@link RedisConnection}. */
   script(script: RedisScript, keys: readonly string[], values: readonly string[]): Promise<Reply> {
-    return this.#connection.script(script, keys, values).catch(async error => {
-      const connection = await this.#afterRefusal(error)
-      return connection.script(script, keys, values)
-    })
+    return this.#retry.run(this.#connection, connection => connection.script(script, keys, values))
   }
 
   /** Keeps it from reading references again; what it kept is released with the instance. */
   close(): void {
-    this.#nextRefresh = Number.POSITIVE_INFINITY
-  }
-
-  /** The connection of the credentials in force after a refusal; throws `error` when they are the same. */
-  async #afterRefusal(error: unknown): Promise<RedisConnection> {
-    if (!(error instanceof RedisDenied)) throw error
-    if (this.#refreshing === undefined) {
-      if (Date.now() < this.#nextRefresh) throw error
-      this.#refreshing = this.#refresh()
-    }
-    const connection = await this.#refreshing
-    if (connection === undefined) throw error
-    return connection
-  }
-
-  async #refresh(): Promise<RedisConnection | undefined> {
-    try {
-      const config = await this.#context.refresh()
-      return config === undefined ? undefined : this.#connectionFor(config.redis)
-    } finally {
-      this.#refreshing = undefined
-      this.#nextRefresh = Math.max(this.#nextRefresh, Date.now() + REFRESH_PAUSE)
-    }
+    this.#retry.close()
   }
 
   #connectionFor(config: RedisConfig): RedisConnection {

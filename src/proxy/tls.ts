@@ -1,5 +1,6 @@
 import { X509Certificate } from 'node:crypto'
 import { createSecureContext, type SecureContext, type SecureContextOptions } from 'node:tls'
+import { CertificateUnavailable } from '../errors.ts'
 import type { Certificate, Sni } from '../schema/entities.ts'
 
 /** A certificate chain and its private key, both PEM. */
@@ -18,7 +19,12 @@ export interface Material {
 export interface CertificateStore {
   /** The certificate of clients that name no server, which TLS servers want as material. */
   readonly unnamed: Material
-  /** The best certificate for the name a client asked for; undefined is {@link unnamed}. */
+  /** What TLS is held to, with any certificate. */
+  readonly policy: ContextPolicy
+  /**
+   * The best certificate for the name a client asked for; undefined is {@link unnamed}. Throws
+   * POSTERN_CERTIFICATE_UNAVAILABLE for a name whose own certificate has no value now.
+   */
   context(servername: string): SecureContext | undefined
 }
 
@@ -48,10 +54,15 @@ function contextOf({ cert, key }: Material, policy: ContextPolicy): SecureContex
   return createSecureContext({ ...policy, cert: [...cert], key: [...key] })
 }
 
+/** Stands for the context of a certificate that has no value now. */
+const UNAVAILABLE = Symbol('unavailable')
+const NO_CERTIFICATE: Material = { cert: [], key: [] }
+
 /**
  * Makes each certificate's TLS context once. Throws what OpenSSL says of material it does not take.
  * Look-up goes from the exact name over a wildcard for its first label and one for its last to `*`
- * and then `fallback`.
+ * and then `fallback`. A name of `snis` whose certificate is not among `certificates` fails closed:
+ * another certificate would tell its clients that this is another server.
  */
 export function compileCertificates(
   certificates: readonly Certificate[],
@@ -65,29 +76,31 @@ export function compileCertificates(
   const contexts = new Map(
     [...materials].map(([id, material]) => [id, contextOf(material, policy)])
   )
-  const byName = new Map<string, SecureContext>()
+  const byName = new Map<string, SecureContext | typeof UNAVAILABLE>()
   let unnamed: Material =
-    fallback.cert === '' ? { cert: [], key: [] } : { cert: [fallback.cert], key: [fallback.key] }
+    fallback.cert === '' ? NO_CERTIFICATE : { cert: [fallback.cert], key: [fallback.key] }
   for (const { name, certificate } of snis) {
-    const context = contexts.get(certificate.id)
-    if (context === undefined) continue
-    byName.set(name.toLowerCase(), context)
-    if (name === DEFAULT) {
-      unnamed = materials.get(certificate.id)!
-    }
+    byName.set(name.toLowerCase(), contexts.get(certificate.id) ?? UNAVAILABLE)
+    // Without any, every handshake that comes to it fails.
+    if (name === DEFAULT) unnamed = materials.get(certificate.id) ?? NO_CERTIFICATE
+  }
+  const find = (name: string) => {
+    const exact = byName.get(name)
+    if (exact !== undefined) return exact
+    const first = name.indexOf('.')
+    const end = name.lastIndexOf('.')
+    if (first === -1) return undefined
+    // A wildcard stands for one label below a domain, never for a domain below a top-level one.
+    const wildcard = first === end ? undefined : byName.get(`*${name.slice(first)}`)
+    return wildcard ?? byName.get(`${name.slice(0, end)}.*`)
   }
   return {
     unnamed,
+    policy,
     context(servername) {
-      const name = servername.toLowerCase()
-      const exact = byName.get(name)
-      if (exact !== undefined) return exact
-      const first = name.indexOf('.')
-      const end = name.lastIndexOf('.')
-      if (first === -1) return undefined
-      // A wildcard stands for one label below a domain, never for a domain below a top-level one.
-      const wildcard = first === end ? undefined : byName.get(`*${name.slice(first)}`)
-      return wildcard ?? byName.get(`${name.slice(0, end)}.*`)
+      const found = find(servername.toLowerCase())
+      if (found === UNAVAILABLE) throw new CertificateUnavailable(servername)
+      return found
     }
   }
 }
