@@ -1,10 +1,14 @@
+import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import http from 'node:http'
 import type { AddressInfo } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { ConfigError } from '../src/errors.ts'
 import { redactor } from '../src/redaction.ts'
 import { openStatus, type StatusOptions, type StatusSource } from '../src/status.ts'
 import { startGateway, startUpstream } from './harness.ts'
+import { postern } from './process.ts'
 import { raw } from './raw.ts'
 
 // Threads start slowly on a busy machine.
@@ -281,4 +285,50 @@ t.test('of a running gateway', async t => {
   const config = await gateway.status('/config')
   t.match(config.body, '{vault://env/status-test-key}')
   t.notMatch(vaults.body + config.body, /a-key-of-the-status/)
+})
+
+t.test('fingerprints in /vaults are those of check --resolve, and no values', async t => {
+  const root = await mkdtemp(join(tmpdir(), 'postern-status-'))
+  t.teardown(() => rm(root, { recursive: true }))
+  const path = (name: string): string => join(root, name)
+  const put = (name: string, value: string): Promise<void> => writeFile(path(name), value)
+  await using upstream = await startUpstream()
+  await put('fingerprint-key', 'a-key-of-fingerprints')
+  await put('one', 'value-of-secret-one')
+  const config = {
+    services: [{ name: 'up', url: upstream.url, routes: [{ name: 'all', paths: ['/'] }] }],
+    consumers: [
+      { username: 'anna', keyauth_credentials: [{ key: '{vault://fs/one}' }] },
+      { username: 'bert', keyauth_credentials: [{ key: '{vault://fs/none}' }] }
+    ]
+  }
+  await put('postern.json', JSON.stringify({ _format_version: '3.0', ...config }))
+  const env = { POSTERN_VAULT_FS_PREFIX: root, POSTERN_VAULT_START: 'degraded' }
+  const keyed = { ...env, POSTERN_FINGERPRINT_KEY: '{vault://fs/fingerprint-key}' }
+  const rowOf = (rows: { reference: string; fingerprint?: string }[], reference: string) =>
+    rows.find(row => row.reference === reference)
+  {
+    await using gateway = await startGateway(config, { env })
+    t.notMatch((await gateway.status('/vaults')).body, 'fingerprint')
+  }
+  await using gateway = await startGateway(config, { env: keyed })
+  const { body, json } = await gateway.status('/vaults')
+  t.notMatch(body, /value-of-secret-one|a-key-of-fingerprints/)
+  const { references } = json()
+  const { stdout } = await postern(['check', '--resolve', '--json', path('postern.json')], keyed)
+  const row = rowOf(JSON.parse(stdout).references, '{vault://fs/one}')!
+  t.match(row.fingerprint, /^[0-9a-f]{8}$/)
+  t.equal(rowOf(references, '{vault://fs/one}')!.fingerprint, row.fingerprint)
+  t.equal(rowOf(references, '{vault://fs/none}')!.fingerprint, undefined)
+  await put('one', 'another-value-of-one')
+  await gateway.gateway.refresh()
+  const after = (await gateway.status('/vaults')).json().references
+  t.not(rowOf(after, '{vault://fs/one}')!.fingerprint, row.fingerprint)
+  await put('fingerprint-key', 'another-key-of-fingerprints')
+  await gateway.gateway.refresh()
+  const rekeyed = (await gateway.status('/vaults')).json().references
+  t.not(
+    rowOf(rekeyed, '{vault://fs/one}')!.fingerprint,
+    rowOf(after, '{vault://fs/one}')!.fingerprint
+  )
 })

@@ -1,8 +1,15 @@
+import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import type { Logger } from '../src/plugins/plugin.ts'
 import { memoryStore, type OwnedStore, redisStore } from '../src/store.ts'
-import { until } from './harness.ts'
+import { startGateway, startUpstream, until } from './harness.ts'
+import { Browser } from './plugins/session/browser.ts'
+import { documentOf } from './plugins/session/serve.ts'
 import { startRedis, withoutRedis, withoutRedisServer } from './redis.ts'
+import { startTestVault } from './vault/fault-backend.ts'
+
+// Threads start slowly on a busy machine.
+t.setTimeout(120_000)
 
 const silent = { debug() {}, info() {}, warn() {}, error() {} }
 
@@ -145,5 +152,65 @@ t.test('credentials that change', { skip: withoutRedisServer }, async t => {
     t.ok(refreshes - before <= 1, `${refreshes - before} reads of the vault`)
     vault = url('fourth-word')
     await until(() => store.get('key').then(value => value === 'value', no), 'the right ones')
+  })
+})
+
+t.test('the Redis of sessions of a gateway', { skip: withoutRedisServer }, async t => {
+  await using upstream = await startUpstream()
+  await using redis = await startRedis({ password: 'admin-word', users: { app: 'first-word' } })
+  await using vault = await startTestVault()
+  vault.put('redis', { password: 'first-word' })
+  await using gateway = await startGateway(
+    documentOf(upstream.url, { '/in': { storage: 'kong' } }),
+    {
+      workers: 2,
+      env: {
+        POSTERN_VAULT_BACKENDS: join(import.meta.dirname, 'vault/fault-backend.ts'),
+        // Without a ttl nothing is read again by time.
+        POSTERN_VAULT_HTTP_URL: vault.url,
+        POSTERN_SESSION_REDIS_URL: `redis://app:{vault://http/redis/password}@${redis.host}:${redis.port}`
+      }
+    }
+  )
+  const browser = new Browser(gateway)
+  await browser.logIn('annas-key', '/in')
+  t.equal((await browser.fetch('/in')).status, 200)
+
+  await t.test('a refusal has the vault asked again, and no session is lost', async t => {
+    await redis.command('ACL', 'SETUSER', 'app', 'resetpass', '>second-word')
+    vault.put('redis', { password: 'second-word' })
+    const reads = vault.reads('redis')
+    await redis.command('CLIENT', 'KILL', 'USER', 'app')
+    await until(async () => (await browser.fetch('/in')).status === 200, 'the new password')
+    t.equal(vault.reads('redis'), reads + 1)
+  })
+
+  await t.test('a rotation loses none either, whichever side is first', async t => {
+    const failures: number[] = []
+    let stop = false
+    const load = async (): Promise<void> => {
+      while (!stop) {
+        const { status } = await browser.fetch('/in', { headers: { connection: 'close' } })
+        if (status !== 200) failures.push(status)
+      }
+    }
+    const clients = [load(), load()]
+    vault.put('redis', { password: 'third-word' })
+    t.equal(await gateway.gateway.refresh('http'), 1)
+    t.equal((await browser.fetch('/in')).status, 200, 'Redis does not know it yet')
+    await redis.command('ACL', 'SETUSER', 'app', '>third-word')
+    await redis.command('ACL', 'SETUSER', 'app', '>fourth-word')
+    vault.put('redis', { password: 'fourth-word' })
+    t.equal(await gateway.gateway.refresh('http'), 1)
+    t.equal((await browser.fetch('/in')).status, 200)
+    stop = true
+    await Promise.all(clients)
+    t.same(failures, [])
+  })
+
+  await t.test('what is no address any more changes nothing', async t => {
+    vault.put('redis', { password: '%zz' })
+    t.equal(await gateway.gateway.refresh('http'), 0)
+    t.equal((await browser.fetch('/in')).status, 200)
   })
 })

@@ -17,13 +17,19 @@ const certificates = pairs.map(
 )
 const sni = (name: string, index: number) => ({ name, certificate: { id: `c${index}` } }) as Sni
 
-/** The name on the certificate a client that asks for `servername` is shown. */
+/** The name on the certificate a client that asks for `servername` is shown; rejects when it gets none. */
 async function shown(store: CertificateStore, servername: string): Promise<string | undefined> {
   const { cert, key } = store.unnamed
   const server = tls.createServer({
     cert: [...cert],
     key: [...key],
-    SNICallback: (name, done) => done(null, store.context(name))
+    SNICallback(name, done) {
+      try {
+        done(null, store.context(name))
+      } catch (error) {
+        done(error as Error)
+      }
+    }
   })
   server.listen(0, '127.0.0.1')
   await once(server, 'listening')
@@ -34,22 +40,24 @@ async function shown(store: CertificateStore, servername: string): Promise<strin
     rejectUnauthorized: false,
     ...(servername === '' ? {} : { servername })
   })
-  await once(socket, 'secureConnect')
-  const { subjectAltName } = new X509Certificate(socket.getPeerCertificate().raw)
-  socket.destroy()
-  server.close()
-  return subjectAltName?.replace('DNS:', '')
+  try {
+    await once(socket, 'secureConnect')
+    const { subjectAltName } = new X509Certificate(socket.getPeerCertificate().raw)
+    return subjectAltName?.replace('DNS:', '')
+  } finally {
+    socket.destroy()
+    server.close()
+  }
 }
 
 await t.test('the best certificate for a name', async t => {
   const snis = NAMES.map((name, index) => sni(name, index))
-  const store = compileCertificates(certificates, [...snis, sni('unknown.example', 9)], fallback)
+  const store = compileCertificates(certificates, snis, fallback)
   t.equal(await shown(store, 'EXACT.shop.example'), 'exact.shop.example')
   t.equal(await shown(store, 'any.shop.example'), '*.shop.example')
   t.equal(await shown(store, 'a.b.shop.example'), 'fallback.example', 'one label, not two')
   t.equal(await shown(store, 'shop.test'), 'shop.*')
   t.equal(await shown(store, 'single'), 'fallback.example')
-  t.equal(await shown(store, 'unknown.example'), 'fallback.example', 'without its certificate')
   t.equal(await shown(store, ''), 'fallback.example')
   const wild = compileCertificates(certificates, [sni('*.example', 1)], fallback)
   t.equal(
@@ -60,6 +68,24 @@ await t.test('the best certificate for a name', async t => {
   const starred = compileCertificates(certificates, [sni('*', 3)], fallback)
   t.equal(await shown(starred, 'nowhere.test'), 'other.example')
   t.equal(await shown(starred, ''), 'other.example')
+})
+
+await t.test('a name without its certificate is shown no other', async t => {
+  const unavailable = { code: 'POSTERN_CERTIFICATE_UNAVAILABLE' }
+  const store = compileCertificates(
+    certificates,
+    [sni('lost.shop.example', 9), sni('*.shop.example', 1), sni('*.lost.example', 9)],
+    fallback
+  )
+  t.throws(() => store.context('LOST.shop.example'), unavailable, 'nor that of a wildcard')
+  t.throws(() => store.context('any.lost.example'), unavailable)
+  await t.rejects(shown(store, 'lost.shop.example'))
+  t.equal(await shown(store, 'found.shop.example'), '*.shop.example')
+  t.equal(await shown(store, 'elsewhere.example'), 'fallback.example')
+  const starred = compileCertificates(certificates, [sni('*', 9), sni('shop.*', 2)], fallback)
+  await t.rejects(shown(starred, 'elsewhere.example'))
+  await t.rejects(shown(starred, ''))
+  t.equal(await shown(starred, 'shop.test'), 'shop.*')
 })
 
 await t.test('without any certificate there is a store all the same', async t => {
