@@ -58,7 +58,7 @@ export class VersionedStore implements Engine {
       status: 404,
       data: null,
       warnings: [
-        'Invalid path for a versioned K/V secrets engine. See the API docs for the appropriate API endpoints to use.'
+        "Invalid path for a versioned K/V secrets engine. See the API docs for the appropriate API endpoints to use. If using the OpenBao CLI, use 'bao kv get' for this operation."
       ]
     }
   }
@@ -92,12 +92,20 @@ export class VersionedStore implements Engine {
       return NO_CONTENT
     }
     if (versions === undefined) throw new Refusal(404)
+    const [oldest] = versions.values()
+    const newest = Math.max(...versions.keys())
     return {
       data: {
         cas_required: false,
-        current_version: Math.max(...versions.keys()),
+        created_time: oldest!.created_time,
+        current_metadata_version: 0,
+        current_version: newest,
+        custom_metadata: null,
         delete_version_after: '0s',
         max_versions: 0,
+        metadata_cas_required: false,
+        oldest_version: 0,
+        updated_time: versions.get(newest)!.created_time,
         versions: Object.fromEntries(
           [...versions].map(([number, { created_time, deletion_time, destroyed }]) => [
             number,

@@ -54,6 +54,8 @@ export class Space {
       .filter(prefix => call.path.startsWith(prefix))
       .sort((a, b) => b.length - a.length)[0]
     if (mount === undefined) {
+      // Who has no token, as at a login, does not learn what is mounted.
+      if (call.token === undefined) throw new Refusal(403, 'permission denied')
       throw new Refusal(404, `no handler for route "${call.path}". route entry not found.`)
     }
     return this.#engines.get(mount)!.handle({ ...call, path: call.path.slice(mount.length) })

@@ -73,6 +73,14 @@ export function classify(error: unknown, subject: string): Error {
   return isCoded(error) ? error : new VaultUnreachable(subject, failureOf(error))
 }
 
+/** The same for a login: where no auth method is mounted, the vault says no more than to a wrong proof. */
+export function classifyLogin(error: unknown, method: string): Error {
+  const subject = `a login (${method})`
+  return error instanceof VaultAnswerError && /permission denied/i.test(error.errors)
+    ? new VaultDenied(subject, `${error.message}; a path without an auth method looks the same`)
+    : classify(error, subject)
+}
+
 /** Whether this is an error of src/errors.ts. */
 export function isCoded(error: unknown): error is Error {
   const { code } = error as { code?: unknown }

@@ -1,7 +1,7 @@
 import type { BackendEnvironment } from '../../backend.ts'
 import { untilAborted } from '../until-aborted.ts'
 import type { Answer, VaultClient } from './client.ts'
-import { classify, VaultAnswerError } from './failure.ts'
+import { classify, classifyLogin, VaultAnswerError } from './failure.ts'
 import type { Login } from './login.ts'
 
 /** Milliseconds one call outside a read may take: a login, a renewal, a look at the own token. */
@@ -139,7 +139,7 @@ export class Session {
       this.#take(token)
       return token
     } catch (error) {
-      const told = classify(error, `a login (${this.#login.method})`)
+      const told = classifyLogin(error, this.#login.method)
       if ((told as { code?: string }).code === 'POSTERN_VAULT_DENIED') {
         this.#refusal = { error: told, until: performance.now() + REFUSAL_PAUSE }
       }
