@@ -1,4 +1,3 @@
-import fc from 'fast-check'
 import t from 'tap'
 import {
   looksLikeReference,
@@ -135,61 +134,4 @@ await t.test('texts with references', async t => {
   t.equal(unquotedReference({ 'vault://env/a': null }), '"{vault://env/a}"')
   for (const value of [null, 'x', [], {}, { a: null }, { 'vault://env/a': 1 }, { a: 1, b: 2 }])
     t.equal(unquotedReference(value), undefined)
-})
-
-const segment = fc.string({ minLength: 1, maxLength: 12, unit: 'grapheme' })
-
-await t.test('whatever a name is, its escapes bring it back', async t => {
-  fc.assert(
-    fc.property(
-      fc.array(segment, { minLength: 1, maxLength: 4 }),
-      fc.boolean(),
-      fc.option(segment, { nil: undefined }),
-      (segments, whole, fallback) => {
-        const path = segments.map(encodeURIComponent).join('/')
-        const query = fallback === undefined ? '' : `?default=${encodeURIComponent(fallback)}`
-        const reference = parseReference(`{vault://v/${path}${whole ? '/' : ''}${query}}`)
-        const keyed = !whole && segments.length > 1
-        return (
-          reference.resource === (keyed ? segments.slice(0, -1) : segments).join('/') &&
-          reference.key === (keyed ? segments.at(-1) : undefined) &&
-          reference.fallback === fallback
-        )
-      }
-    )
-  )
-  t.pass()
-})
-
-await t.test('whatever a text is, it is a template, none, or told', async t => {
-  const part = fc.oneof(
-    fc.constantFrom(
-      '{vault://',
-      '{',
-      '}',
-      '{vault://env/a}',
-      '#',
-      '?',
-      '/',
-      '%',
-      ' ',
-      '@',
-      ':',
-      '['
-    ),
-    fc.string({ maxLength: 6 })
-  )
-  fc.assert(
-    fc.property(fc.array(part, { maxLength: 12 }), parts => {
-      const text = parts.join('')
-      try {
-        const template = parseTemplate(text)
-        if (template === undefined) return !text.includes('{vault://')
-        return template.map(each => (typeof each === 'string' ? each : each.text)).join('') === text
-      } catch (error) {
-        return (error as { code?: string }).code === 'POSTERN_REFERENCE_INVALID'
-      }
-    })
-  )
-  t.pass()
 })
