@@ -14,7 +14,8 @@ import {
 } from './fault-server.ts'
 import { startInterceptingProxy } from './intercepting-proxy.ts'
 
-export const VAULT_HOST = 'postern-test.vault.azure.net'
+export const VAULT_DOMAIN = '.vault.azure.net'
+export const VAULT_HOST = `postern-test${VAULT_DOMAIN}`
 export const LOGIN_HOST = 'login.microsoftonline.com'
 export const TENANT = '11111111-2222-3333-4444-555555555555'
 export const CLIENT = '66666666-7777-8888-9999-000000000000'
@@ -217,7 +218,7 @@ export const BY_SECRET = {
 } as const
 
 function partOf({ headers, url }: ServiceRequest): 'vault' | 'login' | 'metadata' {
-  if (headers.host === VAULT_HOST) return 'vault'
+  if (headers.host?.endsWith(VAULT_DOMAIN)) return 'vault'
   return url.startsWith('/metadata/') ? 'metadata' : 'login'
 }
 

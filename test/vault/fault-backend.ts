@@ -42,6 +42,9 @@ export async function startTestVault(): Promise<TestVault> {
     get connections() {
       return server.connections
     },
+    get taken() {
+      return server.taken
+    },
     url: server.url,
     port: server.port,
     requests: server.requests,

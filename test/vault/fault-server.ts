@@ -12,7 +12,10 @@ export const faults = [
   'half',
   'garbage',
   'huge',
+  'endless',
   'slow',
+  'redirect',
+  'bad-gateway',
   'denied',
   'absent',
   'throttled',
@@ -21,13 +24,19 @@ export const faults = [
 
 export type Fault = (typeof faults)[number]
 
-/** Faults of the wire, which a {@link FaultServer} plays itself; the others are answers of the service. */
-export type WireFault = Exclude<Fault, 'denied' | 'absent' | 'throttled' | 'unavailable'>
+/** Faults that are answers of the service itself; a {@link FaultServer} plays the others on the wire. */
+export const served: ReadonlySet<Fault> = new Set(['denied', 'absent', 'throttled', 'unavailable'])
 
 /** Seconds that every fake says in Retry-After when it throttles. */
 export const RETRY_AFTER = 7
 
+/** Names the fault that a proxy before a fake wants the service to play for one request. */
+export const PLAY = 'x-play-fault'
+
 const HUGE = 10 * 1024 * 1024
+/** What a client that never gives up would get of an endless answer. */
+const ENDLESS = 256 * 1024 * 1024
+const SPACES = Buffer.alloc(64 * 1024, ' ')
 
 /** One request a fake service received. */
 export interface ServiceRequest {
@@ -58,6 +67,8 @@ export interface FaultServerOptions {
   readonly tls?: https.ServerOptions
   /** Which requests a fault is played on; all of them when left out (a login may be spared, say). */
   readonly affects?: (request: ServiceRequest) => boolean
+  /** Where a redirect leads; to itself when left out. */
+  readonly elsewhere?: string
 }
 
 /** An HTTP server on a free port whose answers can be made to fail on the wire. */
@@ -68,6 +79,8 @@ export interface FaultServer {
   readonly requests: ServiceRequest[]
   /** Connections open now. */
   readonly connections: number
+  /** The most bytes that a client took of one answer that was too large. */
+  readonly taken: number
   fault(kind: Fault | undefined): Promise<void>
   close(): Promise<void>
 }
@@ -79,6 +92,7 @@ export async function startFaultServer(
 ): Promise<FaultServer> {
   const requests: ServiceRequest[] = []
   let fault: Fault | undefined
+  let taken = 0
   const listener: RequestListener = async (incoming, response) => {
     const chunks: Buffer[] = []
     try {
@@ -94,9 +108,25 @@ export async function startFaultServer(
       ...certificateOf(incoming.socket)
     }
     requests.push(request)
-    const playing = options.affects?.(request) === false ? undefined : fault
+    const asked = incoming.headers[PLAY] as Fault | undefined
+    const playing = options.affects?.(request) === false ? undefined : (fault ?? asked)
     if (playing === 'black-hole') return
-    await deliver(await service(request, playing), playing, response)
+    if (playing === 'redirect') {
+      const location = (options.elsewhere ?? '') + request.url
+      response.writeHead(307, { location }).end()
+      return
+    }
+    if (playing === 'bad-gateway') {
+      response.writeHead(502, { 'Content-Type': 'text/html' }).end('<h1>canary: 502</h1>')
+      return
+    }
+    const answer = await service(request, playing)
+    if (request.method !== 'HEAD' && (playing === 'huge' || playing === 'endless')) {
+      const size = playing === 'huge' ? HUGE : ENDLESS
+      taken = Math.max(taken, await flood(size, answer, response))
+      return
+    }
+    await deliver(answer, playing, response)
   }
   const server =
     options.tls === undefined
@@ -127,6 +157,9 @@ export async function startFaultServer(
     requests,
     get connections() {
       return sockets.size
+    },
+    get taken() {
+      return taken
     },
     async fault(kind) {
       if (kind === 'refused') await stop()
@@ -171,11 +204,6 @@ async function deliver(
       response.writeHead(status, { ...head, 'Content-Length': half.length })
       response.end(half)
       return
-    case 'huge':
-      response.writeHead(status, head)
-      // Still well-formed JSON where the answer is: only its size is wrong.
-      response.end(Buffer.concat([Buffer.alloc(HUGE, ' '), whole]))
-      return
     case 'slow':
       response.writeHead(status, { ...head, 'Content-Length': HUGE })
       await drip(half, response)
@@ -184,6 +212,26 @@ async function deliver(
       response.writeHead(status, { ...head, 'Content-Length': whole.length })
       response.end(whole)
   }
+}
+
+/** Spaces, no faster than they are taken, and the answer behind them; gives how many bytes went. */
+async function flood(
+  size: number,
+  { status = 200, headers = {}, body = '' }: ServiceAnswer,
+  response: ServerResponse
+): Promise<number> {
+  const gone = new Promise<void>(resolve => response.once('close', resolve))
+  response.on('error', () => {})
+  response.writeHead(status, { 'Content-Type': 'application/json', ...headers })
+  let sent = 0
+  while (sent < size && !response.destroyed) {
+    sent += SPACES.length
+    if (response.write(SPACES)) continue
+    await Promise.race([gone, new Promise<void>(resolve => response.once('drain', resolve))])
+  }
+  // Still well-formed JSON where the answer is: only its size is wrong.
+  if (!response.destroyed) response.end(typeof body === 'string' ? body : JSON.stringify(body))
+  return sent
 }
 
 /** A byte now and then, for as long as the client stays. */

@@ -2,7 +2,7 @@ import { once } from 'node:events'
 import http from 'node:http'
 import { type AddressInfo, connect, type Socket } from 'node:net'
 
-/** A forward proxy that leads every host to one server of the test, whatever its name. */
+/** A forward proxy that leads every host to a server of the test, whatever its name. */
 export interface InterceptingProxy {
   readonly url: string
   /** `host:port` of each tunnel, in order. */
@@ -10,14 +10,17 @@ export interface InterceptingProxy {
   [Symbol.asyncDispose](): Promise<void>
 }
 
-/** Starts it before the server listening at `port` of this machine. */
-export async function startInterceptingProxy(port: number): Promise<InterceptingProxy> {
+/** Starts it before the server at `port` of this machine; a function gives that of a host. */
+export async function startInterceptingProxy(
+  port: number | ((host: string) => number)
+): Promise<InterceptingProxy> {
   const tunnels: string[] = []
   const sockets = new Set<Socket>()
   const server = http.createServer((_, response) => response.writeHead(405).end())
   server.on('connect', (request, socket: Socket) => {
     tunnels.push(request.url!)
-    const target = connect(port, '127.0.0.1', () => {
+    const to = typeof port === 'number' ? port : port(request.url!.split(':')[0]!)
+    const target = connect(to, '127.0.0.1', () => {
       socket.write('HTTP/1.1 200 Connection established\r\n\r\n')
       target.pipe(socket).pipe(target)
     })

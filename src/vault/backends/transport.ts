@@ -169,6 +169,11 @@ async function exchange(request: TransportRequest, agents: Agents): Promise<Tran
   })
   sent.end(body)
   const response = await answered.promise
+  // Nothing of an answer that says it is too large is taken.
+  if (Number(response.headers['content-length']) > MAX_ANSWER) {
+    response.destroy()
+    throw tooLarge()
+  }
   return {
     status: response.statusCode!,
     headers: response.headers,
@@ -181,8 +186,12 @@ async function textOf(response: IncomingMessage): Promise<string> {
   let size = 0
   for await (const chunk of response as AsyncIterable<Buffer>) {
     size += chunk.length
-    if (size > MAX_ANSWER) throw new TransportError(`its answer is larger than ${MAX_ANSWER} bytes`)
+    if (size > MAX_ANSWER) throw tooLarge()
     chunks.push(chunk)
   }
   return Buffer.concat(chunks).toString()
+}
+
+function tooLarge(): TransportError {
+  return new TransportError(`its answer is larger than ${MAX_ANSWER} bytes`)
 }

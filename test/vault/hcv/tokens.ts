@@ -98,6 +98,11 @@ export class Tokens {
     this.#entries.delete(id)
   }
 
+  /** Ends every token but the root token. */
+  revokeAll(): void {
+    for (const [id, { ttl }] of this.#entries) if (ttl !== 0) this.#entries.delete(id)
+  }
+
   /** How many are alive besides the root token. */
   get alive(): number {
     return [...this.#entries.keys()].filter(id => this.peek(id)?.ttl !== 0).length

@@ -119,7 +119,10 @@ export function versionedEngine(
           return versionOf(read?.answer.data as Metadata | undefined, version)
         } catch (error) {
           if (!(error instanceof VaultDenied)) throw error
+          // When the data is refused, too, the refusal tells nothing about metadata.
+          const read = await fetch(resource, version, signal)
           metadataAllowed = false
+          return read?.version
         }
       }
       return (await fetch(resource, version, signal))?.version

@@ -1,0 +1,109 @@
+import http, { type IncomingMessage } from 'node:http'
+import {
+  type Fault,
+  type FaultServer,
+  type FaultServerOptions,
+  PLAY,
+  type ServiceAnswer,
+  type ServiceRequest,
+  served,
+  startFaultServer
+} from './fault-server.ts'
+import { type FakeVault, type HcvServer, pathOf, REFUSALS } from './hcv-server.ts'
+
+/** Headers of one connection, which a proxy does not pass on. */
+const OF_THE_CONNECTION = new Set([
+  'connection',
+  'content-length',
+  'keep-alive',
+  'transfer-encoding',
+  PLAY
+])
+
+export interface FaultProxyOptions extends FaultServerOptions {
+  /** How a real service refuses; one of the fakes is told what to play and answers by itself. */
+  readonly refusals?: Partial<Record<Fault, ServiceAnswer>>
+  /** Seconds in Retry-After instead of those that the service says. */
+  readonly retryAfter?: number
+}
+
+/** Starts a proxy before the plain HTTP service at `port` of this machine that can make its answers fail. */
+export function startFaultProxy(
+  port: number,
+  { refusals = {}, retryAfter, ...options }: FaultProxyOptions = {}
+): Promise<FaultServer> {
+  return startFaultServer(async (request, fault) => {
+    const answer =
+      (fault && refusals[fault]) ??
+      // The service cannot be asked is an answer of a proxy, too.
+      (await forward(port, request, fault).catch((): ServiceAnswer => ({ status: 502 })))
+    if (retryAfter === undefined || answer.headers?.['retry-after'] === undefined) return answer
+    return { ...answer, headers: { ...answer.headers, 'retry-after': String(retryAfter) } }
+  }, options)
+}
+
+async function forward(
+  port: number,
+  { method, url, headers, body }: ServiceRequest,
+  fault: Fault | undefined
+): Promise<ServiceAnswer> {
+  const answered = Promise.withResolvers<IncomingMessage>()
+  const sent = http.request({
+    port,
+    host: '127.0.0.1',
+    method,
+    path: url,
+    agent: false,
+    headers: {
+      ...passedOn(headers),
+      ...(body === '' ? {} : { 'content-length': Buffer.byteLength(body) }),
+      ...(fault !== undefined && served.has(fault) ? { [PLAY]: fault } : {})
+    }
+  })
+  sent.on('response', answered.resolve)
+  sent.on('error', answered.reject)
+  sent.end(body)
+  const answer = await answered.promise
+  const chunks: Buffer[] = []
+  for await (const chunk of answer) chunks.push(chunk as Buffer)
+  return {
+    status: answer.statusCode!,
+    headers: passedOn(answer.headers),
+    body: Buffer.concat(chunks).toString()
+  }
+}
+
+function passedOn(headers: IncomingMessage['headers']): Record<string, string> {
+  return Object.fromEntries(
+    Object.entries(headers)
+      .filter(([name]) => !OF_THE_CONNECTION.has(name))
+      .map(([name, value]) => [name, String(value)])
+  )
+}
+
+/** A real server behind a proxy that can make its answers fail. */
+export async function behindFaults(
+  server: HcvServer
+): Promise<HcvServer & Pick<FakeVault, 'fault' | 'connections'>> {
+  let affected: RegExp | undefined
+  const proxy = await startFaultProxy(server.port, {
+    refusals: REFUSALS,
+    affects: ({ url }) => affected?.test(pathOf(url)) !== false
+  })
+  return {
+    port: proxy.port,
+    url: proxy.url,
+    get connections() {
+      return proxy.connections
+    },
+    call: (method, path, body, headers) => server.call(method, path, body, headers),
+    fault(kind, path) {
+      affected = path
+      return proxy.fault(kind)
+    },
+    async [Symbol.asyncDispose]() {
+      await proxy.close()
+      await server[Symbol.asyncDispose]()
+    }
+  }
+}
