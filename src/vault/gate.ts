@@ -57,6 +57,7 @@ export class Gate {
   /** Calls in a row that got no answer in time. */
   #unanswered = 0
   #deafUntil = Number.NEGATIVE_INFINITY
+  #closed = false
 
   constructor(options: GateOptions) {
     this.#options = options
@@ -86,6 +87,7 @@ export class Gate {
     begun: () => void = () => {}
   ): Promise<T | undefined> {
     return this.#limit(async () => {
+      if (this.#closed) throw noLongerUsed()
       if (this.paused) {
         const seconds = Math.ceil((this.#pausedUntil - this.#options.now()) / 1000)
         throw new VaultThrottled(resource, 'it asked for a pause, which is not over', seconds)
@@ -171,10 +173,13 @@ export class Gate {
     if (this.#limit.concurrency < concurrency) this.#limit.concurrency++
   }
 
-  /** Ends every call under way. */
+  /** Ends every call under way; no other begins. */
   close(): void {
-    for (const aborter of this.#underWay) {
-      aborter.abort(new VaultUnreachable('it', 'the gateway no longer uses this vault'))
-    }
+    this.#closed = true
+    for (const aborter of this.#underWay) aborter.abort(noLongerUsed())
   }
+}
+
+function noLongerUsed(): Error {
+  return new VaultUnreachable('it', 'the gateway no longer uses this vault')
 }

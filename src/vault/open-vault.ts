@@ -1,5 +1,6 @@
 import { isDeepStrictEqual } from 'node:util'
 import type { Backend, BackendEnvironment, BackendType, Fetched } from './backend.ts'
+import { untilAborted } from './backends/until-aborted.ts'
 import type { Resource, Source } from './cache.ts'
 import { type Gate, outcomeOf } from './gate.ts'
 
@@ -13,6 +14,8 @@ export interface LiveSettings {
 
 /** Least milliseconds between two readings of a vault's own settings because it refused a call. */
 const CREDENTIALS_PAUSE = 1000
+/** Milliseconds a first opening may take before it counts as part of a read. */
+const OPENING_TIMEOUT = 30_000
 
 /** One opening of a vault's backend. */
 class Opening {
@@ -119,17 +122,22 @@ export class OpenVault implements Source {
     call: (backend: Backend, signal: AbortSignal) => Promise<T | undefined>
   ): Promise<T | undefined> {
     let opening: Opening | undefined
-    const attempt = (): Promise<T | undefined> =>
-      this.#gate.run(
+    const attempt = async (): Promise<T | undefined> => {
+      // Loading a client library takes a while and is no part of what a read may take.
+      const first = this.#opened === undefined ? this.#ready() : undefined
+      if (first !== undefined)
+        await untilAborted(first, AbortSignal.timeout(OPENING_TIMEOUT)).catch(() => {})
+      return this.#gate.run(
         operation,
         resource,
         timeout,
         async signal => {
-          opening = await this.#ready()
+          opening = await (first ?? this.#ready())
           return opening.use(backend => call(backend, signal))
         },
         begun
       )
+    }
     try {
       return await attempt()
     } catch (error) {

@@ -6,7 +6,7 @@ import type {
 import { SecretMalformed, VaultMisconfigured } from '../../errors.ts'
 import type { Backend, BackendEnvironment, BackendType, Fetched } from '../backend.ts'
 import { type Credentials, createCredentials } from './aws/credentials.ts'
-import { classify, isAbsent, isSkewed } from './aws/failure.ts'
+import { classify, hasEnded, isAbsent, isSkewed } from './aws/failure.ts'
 import { Handler } from './aws/handler.ts'
 import { type AwsSettings, awsSchema, protectedFields, settingsOf } from './aws/settings.ts'
 import { textOf } from './payload.ts'
@@ -32,22 +32,34 @@ export const awsBackend: BackendType = {
     const settings = settingsOf(config)
     const sdk = await import('@aws-sdk/client-secrets-manager')
     const handler = new Handler(environment.env)
-    const { client, credentials } = await createClient(sdk, settings, handler, environment)
-    return new AwsVault(sdk, client, credentials, handler)
+    const connect = () => createConnection(sdk, settings, handler, environment)
+    return new AwsVault(sdk, await connect(), connect, handler)
   }
+}
+
+/** A client with the credentials it has taken out. */
+interface Connection {
+  readonly client: SecretsManagerClient
+  readonly credentials: Credentials
 }
 
 class AwsVault implements Backend {
   readonly #sdk: Sdk
-  readonly #client: SecretsManagerClient
-  readonly #credentials: Credentials
+  readonly #connect: () => Promise<Connection>
   readonly #handler: Handler
+  #connection: Connection
+  #connecting: Promise<Connection> | undefined
   #mayDescribe = true
 
-  constructor(sdk: Sdk, client: SecretsManagerClient, credentials: Credentials, handler: Handler) {
+  constructor(
+    sdk: Sdk,
+    connection: Connection,
+    connect: () => Promise<Connection>,
+    handler: Handler
+  ) {
     this.#sdk = sdk
-    this.#client = client
-    this.#credentials = credentials
+    this.#connection = connection
+    this.#connect = connect
     this.#handler = handler
   }
 
@@ -60,8 +72,8 @@ class AwsVault implements Backend {
       SecretId: resource,
       ...selectorOf(version)
     })
-    const answer = await this.#ask(resource, signal, () =>
-      this.#client.send(command, { abortSignal: signal })
+    const answer = await this.#ask(resource, signal, client =>
+      client.send(command, { abortSignal: signal })
     )
     return answer && fetchedOf(answer, resource)
   }
@@ -78,8 +90,8 @@ class AwsVault implements Backend {
     }
     const command = new this.#sdk.DescribeSecretCommand({ SecretId: resource })
     try {
-      const answer = await this.#ask(resource, signal, () =>
-        this.#client.send(command, { abortSignal: signal })
+      const answer = await this.#ask(resource, signal, client =>
+        client.send(command, { abortSignal: signal })
       )
       return answer && versionAt(stage, answer)
     } catch (error) {
@@ -92,26 +104,49 @@ class AwsVault implements Backend {
   }
 
   health(): { readonly tokenExpiresAt?: number } {
-    const { expiresAt } = this.#credentials
+    const { expiresAt } = this.#connection.credentials
     return expiresAt === undefined ? {} : { tokenExpiresAt: expiresAt }
   }
 
+  async #sent<T>(send: (client: SecretsManagerClient) => Promise<T>): Promise<T> {
+    const used = this.#connection
+    try {
+      return await send(used.client)
+    } catch (error) {
+      // Signed anew by the clock of AWS where ours turned out to be wrong.
+      if (isSkewed(error)) return send(used.client)
+      if (!hasEnded(error) || !used.credentials.temporary) throw error
+      return send((await this.#renewed(used)).client)
+    }
+  }
+
+  /**
+   * After AWS refused credentials that have not ended by our clock: they were revoked, or the clock was
+   * set. Others are taken out, once for all who wait.
+   */
+  async #renewed(refused: Connection): Promise<Connection> {
+    if (this.#connection !== refused) return this.#connection
+    this.#connecting ??= this.#connect().finally(() => {
+      this.#connecting = undefined
+    })
+    this.#connection = await this.#connecting
+    return this.#connection
+  }
+
   close(): void {
-    this.#client.destroy()
+    this.#connection.client.destroy()
     this.#handler.close()
   }
 
   async #ask<T>(
     resource: string,
     signal: AbortSignal,
-    send: () => Promise<T>
+    send: (client: SecretsManagerClient) => Promise<T>
   ): Promise<T | undefined> {
     try {
       signal.throwIfAborted()
-      // Signed anew by the clock of AWS where ours turned out to be wrong.
-      const sent = send().catch(error => (isSkewed(error) ? send() : Promise.reject(error)))
       // The SDK does not heed the signal while it finds credentials.
-      return await untilAborted(sent, signal)
+      return await untilAborted(this.#sent(send), signal)
     } catch (error) {
       if (isAbsent(error)) return undefined
       throw classify(error, resource)
@@ -143,12 +178,12 @@ function versionAt(stage: string, secret: DescribeSecretCommandOutput): string |
   return versions.find(([, stages]) => stages.includes(stage))?.[0]
 }
 
-async function createClient(
+async function createConnection(
   { SecretsManagerClient }: Sdk,
   settings: AwsSettings,
   requestHandler: Handler,
   { env, log }: BackendEnvironment
-): Promise<{ readonly client: SecretsManagerClient; readonly credentials: Credentials }> {
+): Promise<Connection> {
   const ignore = (): void => {}
   const warn = (message: unknown): void => log.warn({ vault: 'aws' }, String(message))
   const logger = { trace: ignore, debug: ignore, info: ignore, warn, error: ignore }

@@ -9,6 +9,8 @@ const METADATA_TIMEOUT = 2000
 /** Where the credentials come from, and when those in use end. */
 export interface Credentials {
   readonly provider: AwsCredentialIdentityProvider
+  /** Whether they were taken out, so that others can be. */
+  readonly temporary: boolean
   /** Unix milliseconds; undefined when they do not end, or there are none yet. */
   readonly expiresAt: number | undefined
 }
@@ -51,6 +53,7 @@ export async function createCredentials(
         })
   let expiresAt: number | undefined
   return {
+    temporary: own === undefined || settings.assume_role_arn !== undefined,
     async provider(properties) {
       const credentials = await provider(properties)
       expiresAt = credentials.expiration?.getTime()

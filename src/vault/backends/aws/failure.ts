@@ -71,6 +71,19 @@ export function isSkewed(error: unknown): boolean {
   return (error as ServiceError).$metadata?.clockSkewCorrected === true
 }
 
+/** What AWS calls credentials that are no longer, or not yet, known to it. */
+const ENDED = new Set([
+  'ExpiredToken',
+  'ExpiredTokenException',
+  'InvalidClientTokenId',
+  'UnrecognizedClientException'
+])
+
+/** Whether the credentials were refused as such: others may be taken. */
+export function hasEnded(error: unknown): boolean {
+  return ENDED.has((error as ServiceError).name)
+}
+
 /**
  * An error of the SDK as one of the coded ones. Told by the type that AWS gives, never by the status:
  * AWS answers 400 to nearly everything, and what stands in for it answers otherwise.

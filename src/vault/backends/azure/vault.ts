@@ -93,7 +93,10 @@ export async function openKeyVault(
   config: Readonly<Record<string, unknown>>,
   { env }: BackendEnvironment
 ): Promise<KeyVault> {
-  return new KeyVault(settingsOf(config, env), env)
+  const settings = settingsOf(config, env)
+  // Here, so that it is no part of what the first read may take.
+  await Promise.all([import('@azure/identity'), import('@azure/keyvault-secrets')])
+  return new KeyVault(settings, env)
 }
 
 async function openClient(

@@ -264,3 +264,26 @@ aws_secret_access_key = ${OWNER.secret}
   t.match(await fetch(), { value: 'one' })
   t.match(warnings.join(), /Multiple credential sources/)
 })
+
+await t.test('credentials that ended before their time are replaced, once for all', async t => {
+  const aws = await start(t)
+  const config = {
+    access_key_id: OWNER.id,
+    secret_access_key: OWNER.secret,
+    region: 'eu-central-1'
+  }
+  const { fetch } = await read(t, aws, REGION, {
+    ...config,
+    assume_role_arn: ROLE,
+    sts_endpoint_url: aws.url
+  })
+  t.match(await fetch(), { value: 'one' })
+  for (const key of aws.keys.values()) if (key.sessionToken !== undefined) key.expiresAt = 1
+  for (const fetched of await Promise.all([fetch(), fetch(), fetch()])) {
+    t.match(fetched, { value: 'one' })
+  }
+  t.equal(aws.count('AssumeRole'), 2)
+  const fixed = await read(t, aws, REGION, config)
+  aws.keys.clear()
+  await t.rejects(fixed.fetch(), { code: 'POSTERN_VAULT_DENIED' }, 'those of the settings are not')
+})
