@@ -1,12 +1,6 @@
 import t from 'tap'
-import { azureSubject } from './azure.ts'
 import { certificates } from './certificates.ts'
 import { chaos } from './chaos.ts'
+import { azureCerts } from './subjects.ts'
 
-await chaos(
-  t,
-  'azure-certs',
-  () =>
-    azureSubject('azure-certs', ({ cert, key }) => [`${key}\n${cert}`, 'application/x-pem-file']),
-  certificates
-)
+await chaos(t, 'azure-certs', azureCerts, certificates)

@@ -1,6 +1,6 @@
 import t from 'tap'
-import { azureSubject } from './azure.ts'
 import { chaos } from './chaos.ts'
 import { credentials } from './credentials.ts'
+import { azure } from './subjects.ts'
 
-await chaos(t, 'azure', () => azureSubject('azure', pair => [JSON.stringify(pair)]), credentials)
+await chaos(t, 'azure', azure, credentials)

@@ -21,35 +21,36 @@ export interface ChaosSubject extends AsyncDisposable {
   /** Where the service listens for plain HTTP. */
   readonly port: number
   readonly env?: Readonly<Record<string, string>>
+  /** PEM of the certificate that its proxies show, where they speak TLS. */
+  readonly trust?: string
   /** How the proxies before the service listen, and what of it their faults spare. */
   readonly proxy?: FaultServerOptions
   /** Requests of one read at most, with what it takes to be sure of a refusal. */
   readonly requestsPerRead: number
   /** Settings of a vault that asks this proxy alone. */
-  settings(proxy: FaultServer, scenario: Scenario): Promise<object> | object
-  /** Rotates the secret of a scenario as an operator would. */
+  settings(proxy: FaultServer, name: string): Promise<object> | object
+  /** Rotates a secret as an operator would. */
   put(resource: string, value: Readonly<Record<string, string>>): Promise<unknown> | unknown
-  resource(scenario: Scenario): string
   /** Ends every token that was given out. */
   expire(): void
 }
 
-/** What a pair in a vault is used for, and how a request shows which one is in force. */
+/** A gateway as clients see it, in this process or another. */
+export type Served = Pick<TestGateway, 'fetch' | 'status' | 'tlsUrl'>
+
+/** What the pairs of each name are used for, and how a request shows which one is in force. */
 export interface Proof {
-  /** The nth pair of a scenario: members of one secret. */
-  pair(scenario: Scenario, n: number): Readonly<Record<string, string>>
+  /** The nth pair: members of one secret. */
+  pair(name: string, n: number): Readonly<Record<string, string>>
   /** Entities that use it; `reference` gives the reference to a member. */
-  entities(
-    reference: (scenario: Scenario, member: string) => string,
-    upstream: TestUpstream
-  ): object
+  entities(reference: (name: string, member: string) => string, upstream: TestUpstream): object
   /** Sends one request that needs the nth pair or, in its grace, takes a later one; gives what failed. */
-  request(gateway: TestGateway, scenario: Scenario, n: number): Promise<string | undefined>
+  request(gateway: Served, name: string, n: number): Promise<string | undefined>
   /** Whether the nth pair is in force. */
-  inForce(gateway: TestGateway, scenario: Scenario, n: number): Promise<boolean>
+  inForce(gateway: Served, name: string, n: number): Promise<boolean>
   /** Every use the gateway made of halves of different pairs. */
   halves(): readonly string[]
-  /** Entities that were used since the start, for a proof that something was looked at. */
+  /** Uses that were looked at. */
   readonly uses: number
   [Symbol.asyncDispose](): Promise<void>
 }
@@ -73,16 +74,16 @@ export async function chaos(
   t: Test,
   name: string,
   start: () => Promise<ChaosSubject>,
-  prove: () => Promise<Proof>
+  prove: (names: readonly string[]) => Promise<Proof>
 ): Promise<void> {
   await t.test(`${name}: everything goes wrong at once, and nothing fails`, async t => {
     await using subject = await start()
-    await using proof = await prove()
+    await using proof = await prove(scenarios)
     await using upstream = await startUpstream()
     await using elsewhere = await startUpstream()
     await using proxies = await startProxies(subject, elsewhere.url)
     const put = (n: number) =>
-      Promise.all(scenarios.map(each => subject.put(subject.resource(each), proof.pair(each, n))))
+      Promise.all(scenarios.map(each => subject.put(resourceOf(each), proof.pair(each, n))))
     await put(1)
     await using gateway = await startGateway(
       await configuration(subject, proxies.each, proof, upstream),
@@ -95,7 +96,7 @@ export async function chaos(
         }
       }
     )
-    const current = new Map<Scenario, number>(scenarios.map(each => [each, 1]))
+    const current = new Map<string, number>(scenarios.map(each => [each, 1]))
     await using load = traffic(gateway, proof, current)
     const arrive = async (n: number, which: readonly Scenario[]) => {
       await Promise.all(
@@ -113,16 +114,20 @@ export async function chaos(
     const begun = performance.now()
     await Promise.all(faults.map(fault => proxies.each.get(fault)!.fault(fault)))
     subject.expire()
+    const met = (least: (scenario: Scenario) => number) =>
+      until(
+        async () => {
+          const failing = await failures(gateway)
+          return faults.every(each => failing.get(prefix(each))! >= least(each))
+        },
+        'every fault to be met',
+        60_000
+      )
+    // What was under way when the faults began may still give what was stored.
+    await met(() => 1)
     await put(3)
     await arrive(3, [...HARMLESS])
-    await until(
-      async () => {
-        const failing = await failures(gateway)
-        return faults.every(each => (failing.get(prefix(each)) ?? 0) >= leastFailures(each))
-      },
-      'every fault to be met',
-      60_000
-    )
+    await met(leastFailures)
     for (const each of faults) {
       t.notOk(await proof.inForce(gateway, each, 3), `${each}: the last value stays`)
     }
@@ -176,6 +181,10 @@ function prefix(scenario: Scenario): string {
   return `v-${scenario}`
 }
 
+function resourceOf(name: string): string {
+  return `pair-${name}`
+}
+
 async function startProxies(subject: ChaosSubject, elsewhere: string) {
   const each = new Map<Scenario, FaultServer>()
   for (const scenario of scenarios) {
@@ -202,8 +211,8 @@ async function configuration(
   proof: Proof,
   upstream: TestUpstream
 ): Promise<object> {
-  const reference = (scenario: Scenario, member: string): string =>
-    `{vault://${prefix(scenario)}/${subject.resource(scenario)}/${member}}`
+  const reference = (name: string, member: string): string =>
+    `{vault://v-${name}/${resourceOf(name)}/${member}}`
   const vaults = await Promise.all(
     scenarios.map(async scenario => ({
       name: subject.type,
@@ -220,7 +229,7 @@ async function configuration(
 }
 
 /** Failed reads in a row by vault. */
-async function failures(gateway: TestGateway): Promise<ReadonlyMap<string, number>> {
+export async function failures(gateway: Served): Promise<ReadonlyMap<string, number>> {
   const { references } = (await gateway.status('/vaults')).json()
   return new Map(
     references.map(({ vault, failures }: { vault: string; failures: number }) => [vault, failures])
@@ -228,7 +237,7 @@ async function failures(gateway: TestGateway): Promise<ReadonlyMap<string, numbe
 }
 
 /** Clients that never stop; what fails is kept. */
-function traffic(gateway: TestGateway, proof: Proof, current: ReadonlyMap<Scenario, number>) {
+export function traffic(gateway: Served, proof: Proof, current: ReadonlyMap<string, number>) {
   const failed: string[] = []
   let served = 0
   let running = true

@@ -39,6 +39,8 @@ interface Version {
 /** The key-value engine, version 2. */
 export class VersionedStore implements Engine {
   readonly #secrets = new Map<string, Map<number, Version>>()
+  /** Milliseconds after which versions of a secret are deleted by themselves. */
+  readonly #lives = new Map<string, number>()
 
   handle(call: Call): Reply {
     const [operation, ...rest] = call.path.split('/')
@@ -67,7 +69,13 @@ export class VersionedStore implements Engine {
     const versions = this.#secrets.get(path) ?? new Map<number, Version>()
     const newest = Math.max(0, ...versions.keys())
     if (method === 'POST' || method === 'PUT') {
-      const version = { data: body.data, created_time: now(), deletion_time: '', destroyed: false }
+      const life = this.#lives.get(path)
+      const version = {
+        data: body.data,
+        created_time: now(),
+        deletion_time: life === undefined ? '' : new Date(Date.now() + life).toISOString(),
+        destroyed: false
+      }
       this.#secrets.set(path, versions.set(newest + 1, version))
       return { data: metadataOf(newest + 1, version) }
     }
@@ -78,15 +86,19 @@ export class VersionedStore implements Engine {
       version.deletion_time = now()
       return NO_CONTENT
     }
-    const gone = version.destroyed || version.deletion_time !== ''
+    const gone = version.destroyed || Date.parse(version.deletion_time) <= Date.now()
     return {
       ...(gone ? { status: 404 } : {}),
       data: { data: gone ? null : version.data, metadata: metadataOf(number, version) }
     }
   }
 
-  #metadata({ method, path }: Call): Reply {
+  #metadata({ method, path, body }: Call): Reply {
     const versions = this.#secrets.get(path)
+    if (method === 'POST') {
+      this.#lives.set(path, seconds(body.delete_version_after)! * 1000)
+      return NO_CONTENT
+    }
     if (method === 'DELETE') {
       this.#secrets.delete(path)
       return NO_CONTENT

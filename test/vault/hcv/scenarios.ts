@@ -141,6 +141,16 @@ export async function hcvScenarios(t: Test, start: Start, setUpDatabase: SetUpDa
     t.equal(await vault.probe('team/app'), anew?.version)
   })
 
+  await t.test('a version that deletes itself is there until the vault says so', async t => {
+    await using server = await start()
+    const vault = await opener(t).open({ port: server.port, token: 'root', kv: 'v2' })
+    await server.call('POST', 'secret/metadata/app', { delete_version_after: '3s' })
+    await server.call('POST', 'secret/data/app', { data: { user: 'ada' } })
+    const { version } = (await vault.fetch('app'))!
+    t.equal(await vault.probe('app'), version)
+    await until(async () => (await vault.probe('app')) === undefined, 'the version to be deleted')
+  })
+
   await t.test('key-value v1', async t => {
     await using server = await start()
     await server.call('POST', 'sys/mounts/team/kv', { type: 'kv' })

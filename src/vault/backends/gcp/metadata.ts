@@ -23,6 +23,8 @@ export class MetadataIdentity implements Identity {
   readonly #transport: Transport
   readonly #origin: string
   #token: string | undefined
+  /** On the clock of `performance.now`: setting the wall clock neither ends the token nor prolongs it. */
+  #endsAt = Number.NEGATIVE_INFINITY
   #pending: Promise<void> | undefined
   credentials: { readonly expiry_date?: number } = {}
 
@@ -43,7 +45,7 @@ export class MetadataIdentity implements Identity {
   }
 
   async getRequestHeaders(): Promise<Headers> {
-    if ((this.credentials.expiry_date ?? 0) - MARGIN < Date.now()) {
+    if (this.#endsAt - MARGIN < performance.now()) {
       this.#pending ??= this.#renew().finally(() => {
         this.#pending = undefined
       })
@@ -67,6 +69,7 @@ export class MetadataIdentity implements Identity {
       throw new VaultUnreachable('a token', 'the metadata server gives none')
     }
     this.#token = token
+    this.#endsAt = performance.now() + life * 1000
     this.credentials = { expiry_date: Date.now() + life * 1000 }
   }
 

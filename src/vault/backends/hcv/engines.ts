@@ -116,7 +116,8 @@ export function versionedEngine(
       if (metadataAllowed) {
         try {
           const read = await reader.get(`metadata/${encodeResource(resource)}`, resource, signal)
-          return versionOf(read?.answer.data as Metadata | undefined, version)
+          const found = versionOf(read?.answer.data as Metadata | undefined, version)
+          if (found !== MAY_BE_GONE) return found
         } catch (error) {
           if (!(error instanceof VaultDenied)) throw error
           // When the data is refused, too, the refusal tells nothing about metadata.
@@ -142,13 +143,19 @@ interface Metadata {
   readonly versions?: Readonly<Record<string, VersionMetadata>>
 }
 
+/** Of a version with a time of deletion, which only the vault's clock can tell to have come. */
+const MAY_BE_GONE = Symbol('it may be gone')
+
 /** The version a read would give by a secret's metadata; undefined when it would find nothing. */
-function versionOf(metadata: Metadata | undefined, wanted: string | undefined): string | undefined {
+function versionOf(
+  metadata: Metadata | undefined,
+  wanted: string | undefined
+): string | typeof MAY_BE_GONE | undefined {
   const number = Number(wanted ?? metadata?.current_version ?? 0) || metadata?.current_version || 0
   const version = metadata?.versions?.[number]
   if (version === undefined || version.destroyed === true) return undefined
   const { deletion_time: deleted } = version
-  if (deleted !== undefined && deleted !== '' && Date.parse(deleted) <= Date.now()) return undefined
+  if (deleted !== undefined && deleted !== '') return MAY_BE_GONE
   return versionName(number, version.created_time)
 }
 

@@ -1,0 +1,24 @@
+import { readFileSync } from 'node:fs'
+
+/** Names the file with the milliseconds that the wall clock of this process is wrong by. */
+export const CLOCK_FILE = 'TEST_CLOCK_FILE'
+
+/*
+ * Preloaded (`--import`), it sets the wall clock of a process whenever the file changes, as an operator
+ * or a time service does. Timers and `performance.now` go on, as they do then.
+ */
+const file = process.env[CLOCK_FILE]
+if (file !== undefined) {
+  const TrueDate = Date
+  let shift = 0
+  setInterval(() => {
+    shift = Number(readFileSync(file, 'utf8'))
+  }, 50).unref()
+  const now = (): number => TrueDate.now() + shift
+  globalThis.Date = new Proxy(TrueDate, {
+    construct: (target, values, called) =>
+      Reflect.construct(target, values.length === 0 ? [now()] : values, called),
+    apply: () => new TrueDate(now()).toString(),
+    get: (target, name) => (name === 'now' ? now : Reflect.get(target, name))
+  })
+}
