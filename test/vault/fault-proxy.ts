@@ -9,7 +9,6 @@ import {
   served,
   startFaultServer
 } from './fault-server.ts'
-import { type FakeVault, type HcvServer, pathOf, REFUSALS } from './hcv-server.ts'
 
 /** Headers of one connection, which a proxy does not pass on. */
 const OF_THE_CONNECTION = new Set([
@@ -27,32 +26,29 @@ export interface FaultProxyOptions extends FaultServerOptions {
   readonly retryAfter?: number
 }
 
-/** Starts a proxy before the plain HTTP service at `port` of this machine that can make its answers fail. */
+/** Starts a proxy before the service at `target`, plain HTTP, that can make its answers fail. */
 export function startFaultProxy(
-  port: number,
+  target: string,
   { refusals = {}, retryAfter, ...options }: FaultProxyOptions = {}
 ): Promise<FaultServer> {
   return startFaultServer(async (request, fault) => {
     const answer =
       (fault && refusals[fault]) ??
       // The service cannot be asked is an answer of a proxy, too.
-      (await forward(port, request, fault).catch((): ServiceAnswer => ({ status: 502 })))
+      (await forward(target, request, fault).catch((): ServiceAnswer => ({ status: 502 })))
     if (retryAfter === undefined || answer.headers?.['retry-after'] === undefined) return answer
     return { ...answer, headers: { ...answer.headers, 'retry-after': String(retryAfter) } }
   }, options)
 }
 
 async function forward(
-  port: number,
+  target: string,
   { method, url, headers, body }: ServiceRequest,
   fault: Fault | undefined
 ): Promise<ServiceAnswer> {
   const answered = Promise.withResolvers<IncomingMessage>()
-  const sent = http.request({
-    port,
-    host: '127.0.0.1',
+  const sent = http.request(target + url, {
     method,
-    path: url,
     agent: false,
     headers: {
       ...passedOn(headers),
@@ -79,31 +75,4 @@ function passedOn(headers: IncomingMessage['headers']): Record<string, string> {
       .filter(([name]) => !OF_THE_CONNECTION.has(name))
       .map(([name, value]) => [name, String(value)])
   )
-}
-
-/** A real server behind a proxy that can make its answers fail. */
-export async function behindFaults(
-  server: HcvServer
-): Promise<HcvServer & Pick<FakeVault, 'fault' | 'connections'>> {
-  let affected: RegExp | undefined
-  const proxy = await startFaultProxy(server.port, {
-    refusals: REFUSALS,
-    affects: ({ url }) => affected?.test(pathOf(url)) !== false
-  })
-  return {
-    port: proxy.port,
-    url: proxy.url,
-    get connections() {
-      return proxy.connections
-    },
-    call: (method, path, body, headers) => server.call(method, path, body, headers),
-    fault(kind, path) {
-      affected = path
-      return proxy.fault(kind)
-    },
-    async [Symbol.asyncDispose]() {
-      await proxy.close()
-      await server[Symbol.asyncDispose]()
-    }
-  }
 }

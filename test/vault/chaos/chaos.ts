@@ -18,8 +18,8 @@ export type Scenario = (typeof scenarios)[number]
 export interface ChaosSubject extends AsyncDisposable {
   /** The type of vault. */
   readonly type: string
-  /** Where the service listens for plain HTTP. */
-  readonly port: number
+  /** Where the service listens, for plain HTTP. */
+  readonly url: string
   readonly env?: Readonly<Record<string, string>>
   /** PEM of the certificate that its proxies show, where they speak TLS. */
   readonly trust?: string
@@ -114,20 +114,27 @@ export async function chaos(
     const begun = performance.now()
     await Promise.all(faults.map(fault => proxies.each.get(fault)!.fault(fault)))
     subject.expire()
-    const met = (least: (scenario: Scenario) => number) =>
-      until(
-        async () => {
-          const failing = await failures(gateway)
-          return faults.every(each => failing.get(prefix(each))! >= least(each))
-        },
-        'every fault to be met',
-        60_000
-      )
-    // What was under way when the faults began may still give what was stored.
-    await met(() => 1)
+    // What was under way when the faults began may still give what was stored then.
+    await until(
+      async () => {
+        const failing = await failures(gateway)
+        return faults.every(
+          each => proxies.each.get(each)!.requests.length + failing.get(prefix(each))! > 0
+        )
+      },
+      'every fault to be met',
+      60_000
+    )
     await put(3)
     await arrive(3, [...HARMLESS])
-    await met(leastFailures)
+    await until(
+      async () => {
+        const failing = await failures(gateway)
+        return faults.every(each => failing.get(prefix(each))! >= leastFailures(each))
+      },
+      'every fault to come to a failure',
+      60_000
+    )
     for (const each of faults) {
       t.notOk(await proof.inForce(gateway, each, 3), `${each}: the last value stays`)
     }
@@ -190,7 +197,7 @@ async function startProxies(subject: ChaosSubject, elsewhere: string) {
   for (const scenario of scenarios) {
     each.set(
       scenario,
-      await startFaultProxy(subject.port, {
+      await startFaultProxy(subject.url, {
         retryAfter: RETRY_AFTER,
         elsewhere,
         ...subject.proxy

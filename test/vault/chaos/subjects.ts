@@ -18,8 +18,9 @@ export async function hcv(): Promise<ChaosSubject> {
   const { settings } = await appRole(vault)
   return {
     type: 'hcv',
-    port: vault.port,
-    proxy: { affects: ({ url }) => !pathOf(url).startsWith('auth/approle/') },
+    url: vault.url,
+    // As policies do, a refusal leaves the token its look at itself.
+    proxy: { affects: ({ url }) => pathOf(url).startsWith('secret/') },
     requestsPerRead: 8,
     settings: proxy => ({ ...settings, port: proxy.port }),
     put: (resource, data) => vault.call('POST', `secret/data/${resource}`, { data }),
@@ -33,7 +34,7 @@ export async function aws(): Promise<ChaosSubject> {
   const aws = await startFakeAws()
   return {
     type: 'aws',
-    port: aws.port,
+    url: aws.url,
     proxy: { affects: ({ headers }) => headers['x-amz-target'] !== undefined },
     requestsPerRead: 6,
     settings: proxy => ({
@@ -57,7 +58,7 @@ export async function gcp(): Promise<ChaosSubject> {
   const gcp = await startFakeGcp()
   return {
     type: 'gcp',
-    port: gcp.port,
+    url: gcp.url,
     env: { GCE_METADATA_HOST: gcp.url },
     requestsPerRead: 4,
     settings: proxy => ({
@@ -76,7 +77,7 @@ export async function conjur(): Promise<ChaosSubject> {
   const conjur = await startFakeConjur()
   return {
     type: 'conjur',
-    port: conjur.port,
+    url: conjur.url,
     proxy: { affects: ({ url }) => !url.startsWith('/authn') },
     requestsPerRead: 8,
     settings: proxy => ({
@@ -98,7 +99,7 @@ export async function custom(): Promise<ChaosSubject> {
   const vault = await startTestVault()
   return {
     type: 'http',
-    port: vault.port,
+    url: vault.url,
     env: { POSTERN_VAULT_BACKENDS: join(import.meta.dirname, '../fault-backend.ts') },
     requestsPerRead: 4,
     settings: proxy => ({ url: proxy.url }),
@@ -128,12 +129,12 @@ async function keyVaults(
   const tls = await certificateFor(`*${VAULT_DOMAIN}`, LOGIN_HOST)
   setDefaultCACertificates([...getCACertificates('default'), tls.cert])
   const azure = await startFakeAzure()
-  const login = await startFaultProxy(azure.port, { tls })
+  const login = await startFaultProxy(azure.url, { tls })
   const ports = new Map<string, number>([[LOGIN_HOST, login.port]])
   const intercepting = await startInterceptingProxy(host => ports.get(host) ?? 0)
   return {
     type,
-    port: azure.port,
+    url: azure.url,
     env: { HTTPS_PROXY: intercepting.url },
     trust: tls.cert,
     proxy: { tls },
