@@ -579,6 +579,16 @@ class ControlThread implements Gateway {
     })
   }
 
+  /** Whether any reference goes to the vault with this prefix; none named is every vault. */
+  #hasVault(prefix: string | undefined): boolean {
+    if (prefix === undefined || this.#loaded === undefined) return true
+    const { config, set } = this.#loaded
+    return (
+      set.status().some(({ vault }) => vault === prefix) ||
+      config.uses.some(use => uniqueReferences(use.references).some(each => each.vault === prefix))
+    )
+  }
+
   async refresh(prefix?: string): Promise<number> {
     return (await this.#rotation?.refresh(prefix)) ?? 0
   }
@@ -656,7 +666,8 @@ class ControlThread implements Gateway {
         await this.reload()
         return { reloaded: true }
       },
-      refresh: async (prefix: string | undefined) => ({ changed: await this.refresh(prefix) })
+      refresh: async (prefix: string | undefined) =>
+        this.#hasVault(prefix) ? { changed: await this.refresh(prefix) } : undefined
     }
   }
 

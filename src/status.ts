@@ -25,8 +25,11 @@ export interface StatusSource {
   config(): { readonly file: string; readonly text: string }
   /** `POST /reload`: loads the configuration again; rejects with what is wrong with it. */
   reload(): Promise<object>
-  /** `POST /vaults/refresh`: re-reads the references of the vault with this prefix, or all. */
-  refresh(prefix: string | undefined): Promise<object>
+  /**
+   * `POST /vaults/refresh`: re-reads the references of the vault with this prefix, or all; undefined
+   * when no reference goes to such a vault.
+   */
+  refresh(prefix: string | undefined): Promise<object | undefined>
 }
 
 /** The status API while it listens. */
@@ -83,8 +86,7 @@ export async function openStatus(
       return { status: 200, body: text, type: 'application/yaml; charset=utf-8' }
     },
     'POST /reload': () => attempt(() => source.reload()),
-    'POST /vaults/refresh': url =>
-      attempt(() => source.refresh(url.searchParams.get('prefix') ?? undefined))
+    'POST /vaults/refresh': url => refresh(source, url.searchParams.get('prefix') ?? undefined)
   }
   const known = knownNames([host.toLowerCase(), ...names])
   const server = http.createServer((request, response) => {
@@ -183,13 +185,27 @@ function setHealth(source: StatusSource, query: URLSearchParams): Answer {
     : { status: 200, body: { changed } }
 }
 
+async function refresh(source: StatusSource, prefix: string | undefined): Promise<Answer> {
+  try {
+    const body = await source.refresh(prefix)
+    if (body !== undefined) return { status: 200, body }
+    return { status: 404, body: { message: `No reference goes to a vault ${prefix}` } }
+  } catch (error) {
+    return refusal(error)
+  }
+}
+
 async function attempt(action: () => Promise<object>): Promise<Answer> {
   try {
     return { status: 200, body: await action() }
   } catch (error) {
-    const { message, code, problems } = error as Error & { code?: string; problems?: unknown }
-    return { status: 422, body: { code, message, ...(problems === undefined ? {} : { problems }) } }
+    return refusal(error)
   }
+}
+
+function refusal(error: unknown): Answer {
+  const { message, code, problems } = error as Error & { code?: string; problems?: unknown }
+  return { status: 422, body: { code, message, ...(problems === undefined ? {} : { problems }) } }
 }
 
 function write(response: ServerResponse, answer: Answer, headOnly: boolean): void {

@@ -24,7 +24,7 @@ const SOURCE: StatusSource = {
     upstream === 'pool' ? (target === undefined ? 2 : 1) + (healthy ? 0 : 10) : undefined,
   config: () => ({ file: 'f', text: '_format_version: "3.0"\n' }),
   reload: async () => ({ reloaded: true }),
-  refresh: async prefix => ({ changed: prefix === 'fs' ? 1 : 2 })
+  refresh: async prefix => (prefix === 'none' ? undefined : { changed: prefix === 'fs' ? 1 : 2 })
 }
 
 async function open(
@@ -56,6 +56,9 @@ t.test('each path gives what it is for', async t => {
   t.same(await (await post(`${url}/reload`)).json(), { reloaded: true })
   t.same(await (await post(`${url}/vaults/refresh?prefix=fs`)).json(), { changed: 1 })
   t.same(await (await post(`${url}/vaults/refresh`)).json(), { changed: 2 })
+  const none = await post(`${url}/vaults/refresh?prefix=none`)
+  t.equal(none.status, 404)
+  t.match(await none.json(), { message: 'No reference goes to a vault none' })
 })
 
 t.test('HEAD is GET without the body', async t => {
@@ -282,6 +285,10 @@ t.test('of a running gateway', async t => {
       { state: 'absent', last_error: /nothing is stored/ }
     ]
   })
+  const refresh = async (prefix: string): Promise<number> =>
+    (await gateway.status(`/vaults/refresh?prefix=${prefix}`, { method: 'POST' })).status
+  t.equal(await refresh('env'), 200)
+  t.equal(await refresh('evn'), 404)
   const config = await gateway.status('/config')
   t.match(config.body, '{vault://env/status-test-key}')
   t.notMatch(vaults.body + config.body, /a-key-of-the-status/)

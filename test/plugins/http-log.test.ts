@@ -59,6 +59,10 @@ const configs = {
     // Nothing but a refresh makes another attempt within the test.
     queue: { initial_retry_delay: 3600, max_retry_delay: 3600 }
   },
+  denied: {
+    headers: { 'X-Token': '{vault://fs/denied-token}' },
+    queue: { initial_retry_delay: 3600, max_retry_delay: 3600 }
+  },
   custom: {
     custom_fields_by_lua: {
       'request.headers.cookie': 'return nil',
@@ -87,6 +91,7 @@ async function writeSecret(name: string, text: string): Promise<void> {
   await rename(join(folder, `.${name}`), join(folder, name))
 }
 await writeSecret('refused-token', 'first')
+await writeSecret('denied-token', 'first')
 await writeSecret('log-token', 'first')
 
 const upstream = await startUpstream()
@@ -430,20 +435,25 @@ t.test('a reload and a rotation lose nothing that is queued', async t => {
   )
 })
 
-t.test('refused credentials are read again, and the batch sent again at once', async t => {
-  const tokens: unknown[] = []
-  collectors.refused.setFault(async (response, { headers }) => {
-    tokens.push(headers['x-token'])
-    if (headers['x-token'] !== 'second') {
-      await writeSecret('refused-token', 'second')
-      response.statusCode = 401
-    }
-    response.end()
+for (const [name, status] of [
+  ['refused', 401],
+  ['denied', 403]
+] as const) {
+  t.test(`credentials refused with ${status} are read again, and sent at once`, async t => {
+    const tokens: unknown[] = []
+    collectors[name].setFault(async (response, { headers }) => {
+      tokens.push(headers['x-token'])
+      if (headers['x-token'] !== 'second') {
+        await writeSecret(`${name}-token`, 'second')
+        response.statusCode = status
+      }
+      response.end()
+    })
+    await gateway.fetch(`/${name}`)
+    await until(() => tokens.length === 2, 'a second attempt')
+    t.same(tokens, ['first', 'second'])
   })
-  await gateway.fetch('/refused')
-  await until(() => tokens.length === 2, 'a second attempt')
-  t.same(tokens, ['first', 'second'])
-})
+}
 
 t.test('the endpoint may be a secret, whole and in part', async t => {
   await gateway.fetch('/whole')
