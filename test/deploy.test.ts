@@ -1,3 +1,4 @@
+import { spawnSync } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
@@ -91,4 +92,82 @@ await t.test('the pod is locked down and has time to drain', async t => {
 await t.test('manifests and chart are of this version', async t => {
   t.equal(find('Deployment').spec!.template.spec.containers[0]!.image, `postern:${version}`)
   t.match(parse(read('helm/postern/Chart.yaml')), { version, appVersion: version })
+})
+
+const helm = (...args: string[]) =>
+  spawnSync('helm', args, { cwd: join(root, 'helm/postern'), encoding: 'utf8' })
+const lacks = helm('version').error === undefined ? false : 'helm is not installed'
+if (lacks !== false) process.stdout.write(`# ${lacks}: the chart is not rendered\n`)
+
+/** Renders the chart, with values over its own. */
+function render(values: object): readonly Manifest[] {
+  const file = join(t.testdir({ 'values.json': JSON.stringify(values) }), 'values.json')
+  const lint = helm('lint', '.', '--strict', '--values', file)
+  if (lint.status !== 0) throw new Error(lint.stdout + lint.stderr)
+  const { status, stdout, stderr } = helm('template', 'edge', '.', '--values', file)
+  if (status !== 0) throw new Error(stderr)
+  return parseAllDocuments(stdout).map(document => document.toJS() as Manifest)
+}
+
+await t.test('the chart renders what the manifests have', { skip: lacks }, async t => {
+  const all = render({})
+  const kinds = all.map(({ kind }) => kind).sort()
+  const inManifests = manifests.map(({ kind }) => kind).filter(kind => kind !== 'Namespace')
+  t.same(kinds, inManifests.sort())
+  const pod = all.find(({ kind }) => kind === 'Deployment')!.spec!.template.spec
+  const expected = find('Deployment').spec!.template.spec
+  t.same(pod.securityContext, expected.securityContext)
+  t.same(pod.containers[0]!.securityContext, expected.containers[0]!.securityContext)
+  t.match(pod, { automountServiceAccountToken: false, terminationGracePeriodSeconds: 60 })
+  t.match(pod.containers[0], {
+    readinessProbe: { httpGet: { path: '/status/ready' } },
+    livenessProbe: { httpGet: { path: '/status' } },
+    startupProbe: {}
+  })
+})
+
+await t.test('the chart with other values', { skip: lacks }, async t => {
+  const all = render({
+    env: { POSTERN_MAX_BODY_SIZE: 10_000_000, POSTERN_VAULT_AWS_REGION: 'eu-central-1' },
+    secretName: 'edge-secrets',
+    serviceAccount: {
+      annotations: { 'eks.amazonaws.com/role-arn': 'arn:aws:iam::1:role/edge' },
+      podLabels: { 'azure.workload.identity/use': 'true' }
+    },
+    vaultToken: { enabled: true },
+    drain: { delay: 5, timeout: 20 },
+    autoscaling: { enabled: false },
+    networkPolicy: { statusFrom: [] },
+    nodeSelector: { role: 'edge' }
+  })
+  const of = (kind: string): unknown => all.find(each => each.kind === kind)
+  t.equal(of('HorizontalPodAutoscaler'), undefined)
+  t.match(of('ServiceAccount'), {
+    metadata: { annotations: { 'eks.amazonaws.com/role-arn': 'arn:aws:iam::1:role/edge' } }
+  })
+  t.same((of('NetworkPolicy') as { spec: { ingress: unknown } }).spec.ingress, [
+    { ports: [{ port: 'http' }, { port: 'https' }] }
+  ])
+  const pod = all.find(({ kind }) => kind === 'Deployment')!.spec!.template.spec
+  t.match(of('Deployment'), {
+    spec: {
+      replicas: 2,
+      template: { metadata: { labels: { 'azure.workload.identity/use': 'true' } } }
+    }
+  })
+  t.match(pod, { terminationGracePeriodSeconds: 35, nodeSelector: { role: 'edge' } })
+  const env = new Map(pod.containers[0]!.env.map(({ name, value }) => [name, value]))
+  t.equal(env.get('POSTERN_MAX_BODY_SIZE'), '10000000')
+  t.equal(env.get('POSTERN_VAULT_FS_PREFIX'), '/run/secrets/postern')
+  t.match(pod, {
+    volumes: [
+      { name: 'config' },
+      { name: 'secrets', secret: { secretName: 'edge-secrets' } },
+      {
+        name: 'vault-token',
+        projected: { sources: [{ serviceAccountToken: { audience: 'vault' } }] }
+      }
+    ]
+  })
+  t.throws(() => render({ replica: 3 }), /replica/, 'a name that is none')
 })
