@@ -4,7 +4,6 @@ import { type CertificateExpiry, certificateExpiries } from './certificate-expir
 import type { Config, Entities } from './config.ts'
 import { validateUses } from './config-values.ts'
 import { ConfigError, type Problem } from './errors.ts'
-import { fingerprinter } from './fingerprint.ts'
 import {
   type Generation,
   type ListenerTls,
@@ -17,6 +16,7 @@ import { LiveSettings } from './live-settings.ts'
 import { createLogger } from './log.ts'
 import { releaseLoadGarbage } from './memory.ts'
 import { Metrics } from './metrics.ts'
+import { lacks, referenceReport } from './overview.ts'
 import { plugins } from './plugins/index.ts'
 import type { Logger } from './plugins/plugin.ts'
 import { createCounts } from './proxy/counts.ts'
@@ -654,7 +654,10 @@ class ControlThread implements Gateway {
       }),
       metrics: () => this.#renderMetrics(),
       unready: () => this.#unready(),
-      vaults: () => ({ references: this.#vaultStatus() }),
+      vaults: () => ({
+        references:
+          this.#loaded === undefined ? [] : referenceReport(this.#loaded, this.#secrets, this.#live)
+      }),
       upstreams: () => ({ upstreams: this.#upstreams.status() }),
       setHealth: (upstream: string, target: string | undefined, healthy: boolean) =>
         this.#upstreams.turn(upstream, target, healthy),
@@ -701,74 +704,9 @@ class ControlThread implements Gateway {
 
   #unready(): readonly string[] {
     if (this.#draining) return ['the gateway is draining']
-    if (this.#threads === undefined || this.#threads.serving === 0)
+    if (this.#loaded === undefined || !this.#threads?.serving)
       return ['no configuration serves yet']
-    const failed = [...this.#secrets].filter(([, state]) => 'failure' in state)
-    return [
-      ...failed.map(
-        ([text, state]) => `${text} has no value (${(state as { failure: string }).failure})`
-      ),
-      ...this.#refusedNames().map(
-        ({ name, reference }) => `TLS for ${name} is refused: its certificate needs ${reference}`
-      )
-    ]
-  }
-
-  /** Server names whose certificate has no value now, with the reference it lacks. */
-  #refusedNames(): readonly { readonly name: string; readonly reference: string }[] {
-    const { uses, snis } = this.#loaded!.config
-    const lacking = new Map<string, string>()
-    for (const { kind, id, references } of uses) {
-      if (kind !== 'certificates') continue
-      const reference = references.find(text => 'failure' in (this.#secrets.get(text) ?? NEVER))
-      if (reference !== undefined) lacking.set(id, reference)
-    }
-    return snis.flatMap(({ name, certificate }) => {
-      const reference = lacking.get(certificate.id)
-      return reference === undefined ? [] : [{ name, reference }]
-    })
-  }
-
-  /** Every reference with its state, its places and, under a key, its fingerprint; never a value. */
-  #vaultStatus(): readonly object[] {
-    if (this.#loaded === undefined) return []
-    const { config, set } = this.#loaded
-    const uses = [...config.uses, ...this.#live.references]
-    const used = Map.groupBy(
-      uses.flatMap(use => use.references.map(text => ({ text, place: use.place }))),
-      ({ text }) => text
-    )
-    const key = this.#fingerprintKey()
-    const fingerprint = key === undefined ? undefined : fingerprinter(key)
-    return set.status().map(status => {
-      const value = fingerprint && this.#valueOf(status.reference)
-      return {
-        ...status,
-        ...(value === undefined ? {} : { fingerprint: fingerprint!(value) }),
-        used: (used.get(status.reference) ?? []).map(({ place }) =>
-          place.file === 'environment'
-            ? place.path
-            : `${place.file}:${place.line}:${place.column} ${place.path}`
-        )
-      }
-    })
-  }
-
-  /** Undefined while it is not set, or has no value. */
-  #fingerprintKey(): string | undefined {
-    try {
-      return this.#live.text('fingerprintKey', this.#secrets)?.value
-    } catch {
-      return undefined
-    }
-  }
-
-  /** The value in force; for what only vaults use themselves the one they were given. */
-  #valueOf(text: string): string | undefined {
-    const state = this.#secrets.get(text)
-    if (state !== undefined) return 'failure' in state ? undefined : state.value
-    const outcome = this.#loaded!.set.outcome(parseReference(text))
-    return outcome.state === 'ok' ? outcome.value : undefined
+    return lacks(this.#loaded, this.#secrets)
   }
 
   async close(): Promise<void> {
@@ -793,8 +731,6 @@ class ControlThread implements Gateway {
   }
 }
 
-/** The state of a reference that was never resolved. */
-const NEVER: SecretState = { failure: 'never resolved' }
 /** Longest pause between two re-reads for a plugin that keeps being refused, in milliseconds. */
 const MAX_REFRESH_PAUSE = 60_000
 
