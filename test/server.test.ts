@@ -230,3 +230,55 @@ await t.test('client certificates, versions, resumption, both key types', async 
     'a listener without TLS has no certificates to ask for'
   )
 })
+
+await t.test('a session is resumed by every thread, with and without a name', async t => {
+  const named = await certificateFor('named.example')
+  await using upstream = await startUpstream()
+  await using gateway = await startGateway(
+    {
+      services: [{ name: 'up', url: upstream.url, routes: [{ name: 'all', paths: ['/'] }] }],
+      certificates: [{ ...named, snis: [{ name: 'named.example' }] }],
+      // Its ids begin with one of the thread's own.
+      plugins: [
+        { name: 'correlation-id', config: { generator: 'uuid#counter', echo_downstream: true } }
+      ]
+    },
+    { env: TLS_LISTEN, workers: 3 }
+  )
+  const port = portOf(gateway.tlsUrl)
+  const threads = new Set<string>()
+  const ask = async (options: tls.ConnectionOptions) => {
+    const socket = tls.connect({ port, host: '127.0.0.1', rejectUnauthorized: false, ...options })
+    let session: Buffer | undefined
+    socket.on('session', ticket => {
+      session = ticket
+    })
+    await once(socket, 'secureConnect')
+    const resumed = socket.isSessionReused()
+    socket.write('GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n')
+    let answer = ''
+    for await (const chunk of socket) answer += chunk
+    threads.add(/^kong-request-id: (.*)#\d+\r$/im.exec(answer)![1]!)
+    return { session: session!, resumed }
+  }
+  for (const version of ['TLSv1.2', 'TLSv1.3'] as const) {
+    for (const servername of ['', 'named.example']) {
+      const options = { servername, minVersion: version, maxVersion: version }
+      const { session } = await ask(options)
+      for (let i = 0; i < 6; i++) {
+        t.ok((await ask({ ...options, session })).resumed, `${version}, SNI "${servername}"`)
+      }
+    }
+  }
+  await until(async () => {
+    await ask({})
+    return threads.size === 3
+  }, 'an answer of each thread')
+  const { session } = await ask({})
+  const before = new Set(threads)
+  threads.clear()
+  await until(async () => {
+    t.ok((await ask({ session })).resumed)
+    return threads.size === before.size
+  }, 'each thread to have resumed it')
+})

@@ -1,10 +1,12 @@
 import { once } from 'node:events'
+import { rename, writeFile } from 'node:fs/promises'
 import https from 'node:https'
 import type { AddressInfo } from 'node:net'
+import { join } from 'node:path'
 import type { TLSSocket } from 'node:tls'
 import forge from 'node-forge'
 import t from 'tap'
-import { startGateway } from '../harness.ts'
+import { startGateway, until } from '../harness.ts'
 
 interface Issued {
   readonly cert: string
@@ -44,6 +46,7 @@ const leaf = issue('api.test', middle, false, [
   { type: 6, value: 'spiffe://test/api' }
 ])
 const client = issue('gateway', root)
+const renewed = issue('gateway renewed', root)
 const stranger = issue('Other root', undefined, true)
 
 const seen: (string | undefined)[] = []
@@ -69,7 +72,11 @@ const { port } = server.address() as AddressInfo
 const ROOT = '10000000-0000-0000-0000-000000000001'
 const OTHER = '10000000-0000-0000-0000-000000000002'
 const PAIR = '10000000-0000-0000-0000-000000000003'
-const directory = t.testdir({ 'client.key': client.key })
+const ROTATING = '10000000-0000-0000-0000-000000000004'
+const directory = t.testdir({
+  'client.key': client.key,
+  'pair.json': JSON.stringify(client)
+})
 
 const services = {
   trusted: { ca_certificates: [ROOT] },
@@ -82,6 +89,7 @@ const services = {
   dns: { ca_certificates: [ROOT], tls_sans: { dnsnames: ['API.test'] } },
   foreign: { ca_certificates: [ROOT], tls_sans: { dnsnames: ['else.test'], uris: ['spiffe://x'] } },
   mutual: { ca_certificates: [ROOT], client_certificate: { id: PAIR } },
+  rotating: { ca_certificates: [ROOT], client_certificate: { id: ROTATING } },
   misnamed: { ca_certificates: [ROOT], host: 'wrong' }
 }
 
@@ -91,7 +99,14 @@ const gateway = await startGateway(
       { id: ROOT, cert: root.cert },
       { id: OTHER, cert: stranger.cert }
     ],
-    certificates: [{ id: PAIR, cert: client.cert, key: '{vault://files/client.key}' }],
+    certificates: [
+      { id: PAIR, cert: client.cert, key: '{vault://files/client.key}' },
+      {
+        id: ROTATING,
+        cert: '{vault://files/pair.json/cert}',
+        key: '{vault://files/pair.json/key}'
+      }
+    ],
     vaults: [{ name: 'fs', prefix: 'files', config: { prefix: directory } }],
     upstreams: [
       { name: 'pool', host_header: 'api.test', targets: [{ target: `127.0.0.1:${port}` }] },
@@ -135,4 +150,26 @@ await t.test('what is trusted, by the service', async t => {
 await t.test('the client certificate, whose key comes from a vault', async t => {
   t.equal((await gateway.fetch('/trusted')).body, 'no client')
   t.equal((await gateway.fetch('/mutual')).body, 'client gateway')
+})
+
+await t.test('the client certificate is rotated while requests go on', async t => {
+  const answers = new Set<string>()
+  let last = ''
+  let running = true
+  const clients = Array.from({ length: 3 }, async () => {
+    while (running) {
+      const { status, body } = await gateway.fetch('/rotating')
+      last = `${status} ${body}`
+      answers.add(last)
+    }
+  })
+  await until(() => answers.has('200 client gateway'), 'the first certificate')
+  await writeFile(join(directory, 'pair.json.next'), JSON.stringify(renewed))
+  await rename(join(directory, 'pair.json.next'), join(directory, 'pair.json'))
+  await gateway.gateway.refresh()
+  await until(() => last === '200 client gateway renewed', 'the renewed certificate')
+  running = false
+  await Promise.all(clients)
+  t.same([...answers].sort(), ['200 client gateway', '200 client gateway renewed'])
+  t.equal((await gateway.fetch('/mutual')).body, 'client gateway', 'the other one is as before')
 })
