@@ -95,6 +95,11 @@ export const BodyTimeout = createError(
   'The client sent no more of the request body in time',
   408
 )
+export const UpgradeRefused = createError<[string]>(
+  'POSTERN_UPSTREAM_UPGRADE',
+  'The upstream switches protocols in a way the client did not ask for: %s',
+  502
+)
 export const WriteTimeout = createError(
   'POSTERN_WRITE_TIMEOUT',
   'The upstream took no more of the request body in time',

@@ -128,9 +128,7 @@ export async function openServer(options: ServerOptions): Promise<Listening> {
   app.all('/', (_request, reply) => reply)
 
   server.on('upgrade', (raw: IncomingMessage, socket: Socket, head: Buffer) => {
-    const serve = (): void => {
-      options.webSockets.serve(raw, socket, head, exchangeOptions).catch(() => socket.destroy())
-    }
+    const serve = (): void => options.webSockets.serve(raw, socket, head, exchangeOptions)
     const turns = turnsOf(socket)
     if (turns.current === undefined) serve()
     else turns.wait(undefined, serve)

@@ -348,6 +348,11 @@ export const settingsTable = {
     parse: bytes(0, 1024 ** 3),
     doc: 'Bytes of a request body a plugin may have buffered.'
   }),
+  maxWebSocketMessage: setting('POSTERN_MAX_WEBSOCKET_MESSAGE', {
+    default: '16m',
+    parse: bytes(1024, 1024 ** 3),
+    doc: 'Bytes of a WebSocket message, inflated, above which the connection is closed with 1009.'
+  }),
   maxHeaderSize: setting('POSTERN_MAX_HEADER_SIZE', {
     default: '32k',
     parse: bytes(1024, 1024 ** 2),

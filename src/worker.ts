@@ -155,7 +155,7 @@ const handler = new Handler(
   },
   () => current
 )
-const webSockets = new WebSockets(handler, log, settings.upstreamTlsVerify)
+const webSockets = new WebSockets(handler, settings.maxWebSocketMessage)
 
 function maskGeneration({ secrets, tls }: Generation): void {
   maskSecrets(secrets)
@@ -246,7 +246,8 @@ async function close(timeout: number): Promise<void> {
     for (const server of listening) server.closeIdle()
   }, 20)
   const drained = async () => {
-    while (handler.inFlight > 0) await new Promise(resolve => setTimeout(resolve, 20))
+    // A WebSocket has no end to wait for: it is told to go elsewhere once the others have ended.
+    while (handler.inFlight > webSockets.open) await new Promise(resolve => setTimeout(resolve, 20))
   }
   await Promise.race([drained(), deadline])
   await webSockets.close()

@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from 'node:http'
 import type { Http2ServerRequest, Http2ServerResponse } from 'node:http2'
-import { isIP } from 'node:net'
+import { isIP, type Socket } from 'node:net'
 import type { TLSSocket } from 'node:tls'
 import { BodyAborted, BodyTimeout, BodyTooLarge } from '../errors.ts'
 import { proxiedAddress } from '../listener/proxy-protocol.ts'
@@ -260,6 +260,14 @@ export interface Answer {
   readonly source: 'exit' | 'error'
 }
 
+/** Whoever speaks the protocol that the client wants its connection to become. */
+export interface Upgrade {
+  /** Throws when the upstream's answer, of which `response.base` has the fields, is no agreement. */
+  check(exchange: HttpExchange): void
+  /** Takes over both connections: the upstream's, paused, and the client's, to which `fields` go. */
+  take(exchange: HttpExchange, upstream: Socket, fields: readonly string[]): void
+}
+
 /** One request in one thread. Lives from the parsed head to the last byte of the response. */
 export class HttpExchange implements Exchange {
   readonly id: string
@@ -302,6 +310,8 @@ export class HttpExchange implements Exchange {
   bytesSent = 0
   /** Close the connection after this response: its framing cannot be trusted. */
   closing = false
+  /** For a request that asks to switch protocols; undefined for all others. */
+  upgrade: Upgrade | undefined = undefined
   #accepted = false
   #buffered: Promise<Buffer> | undefined = undefined
   #record: string | undefined = undefined

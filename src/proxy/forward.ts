@@ -1,5 +1,6 @@
 import type { IncomingHttpHeaders } from 'node:http'
-import type { Writable } from 'node:stream'
+import type { Socket } from 'node:net'
+import type { Duplex, Writable } from 'node:stream'
 import type { Dispatcher } from 'undici'
 import type { HttpExchange } from './exchange.ts'
 import { failureKind, upstreamFailure } from './failure.ts'
@@ -13,7 +14,6 @@ export interface ForwardOwner {
   readonly maxBodySize: number
   /** Milliseconds a client may take nothing of its response. */
   readonly sendTimeout: number
-  /** Whether the client has gone. */
   upstreamHeaders(exchange: HttpExchange, peer: Peer): string[]
   /** The upstream's head arrived; runs the response phase and writes the head. */
   head(
@@ -23,6 +23,8 @@ export interface ForwardOwner {
     rawHeaders: readonly (Buffer | string)[]
   ): void | Promise<void>
   informational(exchange: HttpExchange, status: number, headers: IncomingHttpHeaders): void
+  /** The upstream took the upgrade: `socket`, paused, speaks the other protocol. */
+  upgraded(exchange: HttpExchange, rawHeaders: readonly (Buffer | string)[], socket: Socket): void
   trailers(exchange: HttpExchange, rawTrailers: readonly (Buffer | string)[]): void
   /** No attempt succeeded, or none is left; `error` undefined means there was no peer to try. */
   failed(exchange: HttpExchange, error: Error | undefined): void
@@ -128,7 +130,8 @@ export class Forward implements Dispatcher.DispatchHandler {
           headers: this.#owner.upstreamHeaders(exchange, peer),
           body: this.#body,
           headersTimeout: service!.read_timeout,
-          bodyTimeout: service!.read_timeout
+          bodyTimeout: service!.read_timeout,
+          upgrade: exchange.upgrade === undefined ? null : 'websocket'
         },
         this
       )
@@ -197,6 +200,26 @@ export class Forward implements Dispatcher.DispatchHandler {
         error => controller.abort(error)
       )
     } else if (length === undefined) process.nextTick(flushHead, this)
+  }
+
+  /** The attempt lasts, for its target too, until the client's connection closes. */
+  onRequestUpgrade(
+    controller: Dispatcher.DispatchController,
+    status: number,
+    _headers: IncomingHttpHeaders,
+    socket: Duplex
+  ): void {
+    const exchange = this.#exchange
+    const now = performance.now()
+    exchange.firstByteMark = now
+    this.#peer?.answered(status, now - exchange.sentMark)
+    exchange.upstreamStatuses.push(status)
+    this.#responded = true
+    this.#owner.upgraded(
+      exchange,
+      controller.rawHeaders as readonly (Buffer | string)[],
+      socket as Socket
+    )
   }
 
   /**

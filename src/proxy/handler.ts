@@ -1,12 +1,13 @@
 import type { IncomingHttpHeaders, ServerResponse } from 'node:http'
 import type { Http2ServerResponse, OutgoingHttpHeaders } from 'node:http2'
+import type { Socket } from 'node:net'
 import { linger } from '../listener/turns.ts'
 import type { Chains } from '../plugins/chain.ts'
 import { runAccess, runLog, runPhase } from '../plugins/chain.ts'
 import type { Instance } from '../plugins/instance.ts'
 import type { ClientRequest, Directory, Exchange, Logger } from '../plugins/plugin.ts'
 import { countRequest, type RequestCounts } from './counts.ts'
-import type { ExchangeOptions, RawRequest, RawResponse } from './exchange.ts'
+import type { ExchangeOptions, RawRequest, RawResponse, Upgrade } from './exchange.ts'
 import { HttpExchange } from './exchange.ts'
 import { httpLayerBody, upstreamFailure } from './failure.ts'
 import { Forward, type ForwardOwner } from './forward.ts'
@@ -18,7 +19,7 @@ import {
   listsTrailers
 } from './headers.ts'
 import type { Router } from './router.ts'
-import type { Peer, ServiceUpstream, Upstreams } from './upstream.ts'
+import type { Peer, Upstreams } from './upstream.ts'
 
 /** What requests are served with: everything compiled from one configuration and its secrets. */
 export interface Serving {
@@ -132,28 +133,28 @@ export class Handler implements ForwardOwner {
     exchange => this.#forward(exchange)
   ]
 
-  /** Serves one request whose head was parsed; `target` is its request target as received. */
-  serve(raw: RawRequest, rawResponse: RawResponse, target: string, options: ExchangeOptions): void {
-    const exchange = this.begin(raw, rawResponse, target, options)
-    this.#live(exchange, 0)
-  }
-
-  /** Opens an exchange that {@link finish} ends when its response closes. */
-  begin(
+  /**
+   * Serves one request whose head was parsed; `target` is its request target as received. `upgrade`
+   * takes the connections when the client asks for another protocol and the upstream agrees. The
+   * exchange ends when its response closes.
+   */
+  serve(
     raw: RawRequest,
     rawResponse: RawResponse,
     target: string,
-    options: ExchangeOptions
-  ): HttpExchange {
+    options: ExchangeOptions,
+    upgrade?: Upgrade
+  ): void {
     const serving = this.#current()
     serving.acquire()
     this.#inFlight++
     const exchange = new HttpExchange(raw, rawResponse, target, serving.directory, options)
     exchange.selected = serving.chains.globals.fixed!
+    exchange.upgrade = upgrade
     const carrier = rawResponse as Carrier
     carrier[EXCHANGE] = { exchange, serving, handler: this, forward: undefined }
     carrier.on('close', onClose)
-    return exchange
+    this.#live(exchange, 0)
   }
 
   #live(exchange: HttpExchange, from: number): void {
@@ -177,27 +178,6 @@ export class Handler implements ForwardOwner {
       }
     }
     if (exchange.ended) this.#answer(exchange)
-  }
-
-  /**
-   * Runs the life of an upgrade request up to its forwarding; gives whether it may be forwarded.
-   * When it may not, the answer has been written.
-   */
-  async admit(exchange: HttpExchange): Promise<boolean> {
-    for (const step of this.#life.slice(0, -1)) {
-      try {
-        await step(exchange)
-      } catch (error) {
-        this.#crash(exchange, error)
-        return false
-      }
-      if (exchange.ended) break
-    }
-    if (!exchange.ended && exchange.service === undefined) {
-      exchange.error(503, 'no Service found with those values')
-    }
-    if (exchange.ended) this.#answer(exchange)
-    return !exchange.ended
   }
 
   /** Refuses what is ambiguous or exceeds a limit before anything acts on it. */
@@ -331,6 +311,8 @@ export class Handler implements ForwardOwner {
     const { raw } = exchange
     const service = exchange.service!
     exchange.target = pinned.serving.upstreams.of(service)
+    // RFC 9113 §8.2.2: HTTP/2 knows no upgrade, so that one goes there as the plain request it is too.
+    if (service.protocol === 'grpc' || service.protocol === 'grpcs') exchange.upgrade = undefined
     const forward = new Forward(exchange, this, hasBody(raw))
     pinned.forward = forward
     forward.attempt()
@@ -345,15 +327,9 @@ export class Handler implements ForwardOwner {
     )
   }
 
-  /** The upstream of an admitted exchange. */
-  targetOf(exchange: HttpExchange): ServiceUpstream {
-    exchange.target ??= this.#servingOf(exchange).upstreams.of(exchange.service!)
-    return exchange.target
-  }
-
   // ForwardOwner
 
-  upstreamHeaders(exchange: HttpExchange, peer: Peer, upgrade = false): string[] {
+  upstreamHeaders(exchange: HttpExchange, peer: Peer): string[] {
     const { request, upstream, route } = exchange
     const { ownHeaders } = this.#options
     return buildUpstreamHeaders({
@@ -372,7 +348,7 @@ export class Handler implements ForwardOwner {
       requestId: ownHeaders.upstreamRequestId ? exchange.id : undefined,
       requestIdHeader: this.#names.requestId,
       via: this.#options.product,
-      upgrade,
+      upgrade: exchange.upgrade !== undefined,
       bodyLength: upstream.body?.length
     })
   }
@@ -391,6 +367,31 @@ export class Handler implements ForwardOwner {
     }
   }
 
+  upgraded(exchange: HttpExchange, rawHeaders: readonly (Buffer | string)[], socket: Socket): void {
+    // Until whoever speaks the protocol listens, an error of the socket is only its end.
+    socket.on('error', () => socket.destroy())
+    const upgrade = exchange.upgrade!
+    exchange.response.base = filterResponseHeaders(rawHeaders, false)
+    try {
+      upgrade.check(exchange)
+    } catch (error) {
+      socket.destroy()
+      this.failed(exchange, error as Error)
+      return
+    }
+    exchange.response.status = 101
+    const pending = runPhase('response', exchange.selected, exchange, this.#hookFailed)
+    if (pending === undefined) upgrade.take(exchange, socket, this.#proxiedFields(exchange))
+    else
+      pending.then(
+        () => upgrade.take(exchange, socket, this.#proxiedFields(exchange)),
+        error => {
+          socket.destroy()
+          this.#crash(exchange, error)
+        }
+      )
+  }
+
   head(
     exchange: HttpExchange,
     status: number,
@@ -407,6 +408,11 @@ export class Handler implements ForwardOwner {
   }
 
   #writeProxiedHead(exchange: HttpExchange, statusText: string | undefined): void {
+    writeHead(exchange, exchange.response.status, statusText, this.#proxiedFields(exchange))
+  }
+
+  /** The fields of an upstream's answer as they go to the client, with our own. */
+  #proxiedFields(exchange: HttpExchange): string[] {
     const { ownHeaders, product } = this.#options
     const fields = exchange.response.fields()
     let server = false
@@ -434,7 +440,7 @@ export class Handler implements ForwardOwner {
     if (ownHeaders.upstreamStatus) {
       fields.push(this.#names.upstreamStatus, `${exchange.upstreamStatuses.at(-1)}`)
     }
-    writeHead(exchange, exchange.response.status, statusText, fields)
+    return fields
   }
 
   trailers(exchange: HttpExchange, rawTrailers: readonly (Buffer | string)[]): void {

@@ -226,7 +226,7 @@ const RESPONSE_HOP_BY_HOP = new Set([
 ])
 
 /** Whether a field value may be sent on: no control characters but tab (RFC 9110 §5.5). */
-function isFieldValue(value: string): boolean {
+export function isFieldValue(value: string): boolean {
   for (let i = 0; i < value.length; i++) {
     const code = value.charCodeAt(i)
     if ((code < 32 && code !== 9) || code === 127 || code > 255) return false

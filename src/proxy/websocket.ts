@@ -1,149 +1,307 @@
-import { type IncomingMessage, ServerResponse } from 'node:http'
-import type { Duplex } from 'node:stream'
-import { type FastifyInstance, type FastifyRequest, fastify } from 'fastify'
-import type { Logger } from '../plugins/plugin.ts'
-import type { ExchangeOptions, HttpExchange } from './exchange.ts'
+import { createHash } from 'node:crypto'
+import { Agent, type ClientRequest, type IncomingMessage, ServerResponse } from 'node:http'
+import type { Socket } from 'node:net'
+import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from 'fastify'
+import type { WebSocket, WebSocketServer } from 'ws'
+import { UpgradeRefused } from '../errors.ts'
+import { linger } from '../listener/turns.ts'
+import type { ExchangeOptions, HttpExchange, Upgrade } from './exchange.ts'
 import type { Handler } from './handler.ts'
-import type { Peer } from './upstream.ts'
+import { isFieldValue } from './headers.ts'
+import { join } from './websocket-link.ts'
 
-/** Fields of the opening handshake (RFC 6455 §4.1) that each hop makes itself. */
-const HANDSHAKE = new Set([
-  'connection',
-  'upgrade',
-  'content-length',
-  'sec-websocket-key',
-  'sec-websocket-version',
-  'sec-websocket-extensions',
-  'sec-websocket-protocol'
+/** RFC 6455 §1.3: what a server appends to the key it proves to have read. */
+const GUID = '258EAFA5-E914-47DA-95CA-C5AB0DC85B11'
+/** RFC 6455 §4.1: 16 bytes in base64. */
+const KEY = /^[+/0-9A-Za-z]{22}==$/
+/** RFC 6455 §4.1: a list of tokens. */
+const PROTOCOLS = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+(?:[\t ]*,[\t ]*[!#$%&'*+.^_`|~0-9A-Za-z-]+)*$/
+const DEFLATE = /^permessage-deflate(?:[\t ]*;|$)/i
+/** What is offered to upstreams of clients that offer it (RFC 7692 §7.1). */
+const DEFLATE_OFFER = 'permessage-deflate; client_max_window_bits'
+/** Level and memory for many connections rather than for the last percent of size. */
+const DEFLATE_OPTIONS = { zlibDeflateOptions: { level: 3, memLevel: 7 } }
+/** Fields of the answer that the gateway's own handshake with the client has. */
+const OWN_FIELDS = new Set([
+  'sec-websocket-accept',
+  'sec-websocket-protocol',
+  'sec-websocket-extensions'
 ])
+/** Milliseconds without a byte before the system asks whether a peer is still there. */
+const KEEP_ALIVE = 60_000
+/** Milliseconds clients have to answer the closing handshake when the gateway ends. */
+const CLOSE_TIMEOUT = 1000
 
-/** Where one admitted upgrade goes; found by its raw request. */
-interface Destination {
-  readonly origin: string
-  readonly headers: Readonly<Record<string, string>>
+/**
+ * Whether a request is a WebSocket handshake (RFC 6455 §4.2.1). Every other one that asks for an
+ * upgrade, a malformed handshake too, is served as the plain request it is without that.
+ */
+export function isWebSocketUpgrade({ method, headers }: IncomingMessage): boolean {
+  return (
+    method === 'GET' &&
+    headers.upgrade?.toLowerCase() === 'websocket' &&
+    headers['sec-websocket-version'] === '13' &&
+    KEY.test(headers['sec-websocket-key'] ?? '') &&
+    PROTOCOLS.test(headers['sec-websocket-protocol'] ?? 'none') &&
+    headers['transfer-encoding'] === undefined &&
+    (headers['content-length'] ?? '0') === '0'
+  )
 }
 
-/** Whether a request asks for a WebSocket; every other `Upgrade` is served as a plain request. */
-export function isWebSocketUpgrade(request: IncomingMessage): boolean {
-  return request.method === 'GET' && request.headers.upgrade?.toLowerCase() === 'websocket'
+/** A handshake the upstream has agreed to, on its way to the client. */
+interface Handshake {
+  /** The upstream's connection. */
+  readonly socket: Socket
+  /** What the upstream chose, as its fields say. */
+  readonly protocol: string | undefined
+  readonly extensions: string | undefined
+  /** Field lines for the client besides those of the handshake itself. */
+  readonly lines: readonly string[]
+  /** Whether the connection is the library's. */
+  taken: boolean
+}
+
+const HANDSHAKE = Symbol('handshake')
+type Shaken = Record<string, string> & { [HANDSHAKE]: Handshake }
+
+/**
+ * Gives the client side of @fastify/http-proxy the connection whose handshake was made before: no
+ * request is sent, the answer to it is the one the upstream gave.
+ */
+class HandshakeAgent extends Agent {
+  addRequest(request: ClientRequest, { headers }: { readonly headers: Shaken }): void {
+    const handshake = headers[HANDSHAKE]
+    const { socket, protocol, extensions } = handshake
+    handshake.taken = true
+    process.nextTick(() => {
+      if (socket.destroyed) {
+        request.emit('error', new Error('the upstream closed the connection'))
+        return
+      }
+      const answer = {
+        headers: {
+          upgrade: 'websocket',
+          'sec-websocket-accept': acceptOf(String(request.getHeader('sec-websocket-key'))),
+          'sec-websocket-protocol': protocol,
+          'sec-websocket-extensions': extensions
+        }
+      }
+      request.emit('upgrade', answer, socket, Buffer.alloc(0))
+    })
+  }
+}
+
+function acceptOf(key: string): string {
+  return createHash('sha1').update(`${key}${GUID}`).digest('base64')
+}
+
+/** The value of a field in a flat list; values of repeated fields are joined. */
+function fieldOf(fields: readonly string[], name: string): string | undefined {
+  let value: string | undefined
+  for (let i = 0; i < fields.length; i += 2) {
+    if (fields[i]!.toLowerCase() !== name) continue
+    value = value === undefined ? fields[i + 1]! : `${value}, ${fields[i + 1]}`
+  }
+  return value
 }
 
 /**
- * Carries WebSocket traffic through @fastify/http-proxy: requests run through the life of every
- * other request up to forwarding; what is admitted is handed to a Fastify instance that never
- * listens. Instances are made on first use, one per TLS verification policy.
+ * Carries WebSocket traffic through @fastify/http-proxy. A handshake runs through the life of every
+ * other request and is made with the upstream first: an upstream that refuses it answers the client
+ * itself, and one that fails is retried. What was agreed on is handed to a Fastify instance that
+ * never listens, made on first use.
  */
-export class WebSockets {
+export class WebSockets implements Upgrade {
   readonly #handler: Handler
-  readonly #log: Logger
-  readonly #tlsVerify: boolean
-  readonly #carriers = new Map<boolean, Promise<FastifyInstance>>()
-  readonly #destinations = new WeakMap<IncomingMessage, Destination>()
-  readonly #sockets = new Set<Duplex>()
+  readonly #maxMessage: number
+  #carrier: Promise<FastifyInstance> | undefined = undefined
+  #server: WebSocketServer | undefined = undefined
+  readonly #heads = new WeakMap<object, Buffer>()
+  readonly #handshakes = new WeakMap<object, Handshake>()
+  /** The clients' sides. */
+  readonly #open = new Set<WebSocket>()
 
-  constructor(handler: Handler, log: Logger, tlsVerify: boolean) {
+  /** `maxMessage` in bytes. */
+  constructor(handler: Handler, maxMessage: number) {
     this.#handler = handler
-    this.#log = log
-    this.#tlsVerify = tlsVerify
+    this.#maxMessage = maxMessage
   }
 
-  async serve(
-    raw: IncomingMessage,
-    socket: Duplex,
-    head: Buffer,
-    options: ExchangeOptions
-  ): Promise<void> {
+  /** Serves a handshake; `head` is what the client sent after it. */
+  serve(raw: IncomingMessage, socket: Socket, head: Buffer, options: ExchangeOptions): void {
     const response = new ServerResponse(raw)
-    response.assignSocket(socket as never)
     response.shouldKeepAlive = false
-    response.once('finish', () => socket.end())
-    const abandon = () => response.destroy()
-    socket.once('error', abandon)
-    const exchange = this.#handler.begin(raw, response, raw.url!, options)
-    if (!(await this.#handler.admit(exchange))) return
-    const peer = await this.#pick(exchange)
-    if (peer === undefined || socket.destroyed) return
-    response.detachSocket(socket as never)
-    response.removeAllListeners('finish')
-    this.#destinations.set(raw, this.#destination(exchange, peer))
-    const { path, query } = exchange.upstream
-    raw.url = query === undefined ? path : `${path}?${query}`
-    exchange.response.status = 101
-    this.#sockets.add(socket)
-    socket.once('close', () => {
-      this.#sockets.delete(socket)
+    response.assignSocket(socket)
+    // The server has let go of this connection: what it would do for a response is done here.
+    socket.on('error', () => socket.destroy())
+    socket.on('drain', () => response.emit('drain'))
+    socket.once('close', () => response.emit('close'))
+    response.once('finish', () => {
       response.emit('close')
+      linger(socket)
     })
-    const carrier = await this.#carrier(exchange.service!.tls_verify ?? this.#tlsVerify)
-    carrier.server.emit('upgrade', raw, socket, head)
+    offerDeflateOnly(raw)
+    this.#heads.set(raw, head)
+    this.#handler.serve(raw, response, raw.url!, options, this)
   }
 
-  async #pick(exchange: HttpExchange): Promise<Peer | undefined> {
-    try {
-      const peer = await this.#handler.targetOf(exchange).pick(exchange, undefined)
-      if (peer === undefined) this.#handler.failed(exchange, undefined)
-      return peer
-    } catch (error) {
-      this.#handler.failed(exchange, error as Error)
-      return undefined
+  check({ raw, response }: HttpExchange): void {
+    const { headers } = raw as IncomingMessage
+    const accept = fieldOf(response.base, 'sec-websocket-accept')
+    if (accept !== acceptOf(headers['sec-websocket-key']!)) {
+      throw new UpgradeRefused('Sec-WebSocket-Accept is not the one for the key')
+    }
+    const protocol = fieldOf(response.base, 'sec-websocket-protocol')
+    const offered = headers['sec-websocket-protocol']?.split(',').map(each => each.trim())
+    if (protocol !== undefined && !offered?.includes(protocol)) {
+      throw new UpgradeRefused('its subprotocol was not offered')
+    }
+    const extensions = fieldOf(response.base, 'sec-websocket-extensions')
+    if (
+      extensions !== undefined &&
+      (headers['sec-websocket-extensions'] === undefined ||
+        !DEFLATE.test(extensions) ||
+        extensions.includes(','))
+    ) {
+      throw new UpgradeRefused('its extension was not offered')
     }
   }
 
-  #destination(exchange: HttpExchange, peer: Peer): Destination {
-    const headers: Record<string, string> = {}
-    const fields = this.#handler.upstreamHeaders(exchange, peer, true)
-    for (let i = 0; i < fields.length; i += 2) {
-      const name = fields[i]!
-      if (!HANDSHAKE.has(name.toLowerCase())) headers[name] = fields[i + 1]!
+  take(exchange: HttpExchange, upstream: Socket, fields: readonly string[]): void {
+    const raw = exchange.raw as IncomingMessage
+    const { base } = exchange.response
+    const { socket } = raw
+    const handshake: Handshake = {
+      socket: upstream,
+      protocol: fieldOf(base, 'sec-websocket-protocol'),
+      extensions: fieldOf(base, 'sec-websocket-extensions'),
+      lines: linesOf(fields),
+      taken: false
     }
-    // Over TLS the name must stand in the URL: SNI and verification follow it.
-    const { scheme } = this.#handler.targetOf(exchange)
-    const host = scheme === 'https' ? exchange.service!.host : peer.ip
-    const bracketed = host.includes(':') ? `[${host}]` : host
-    return { origin: `${scheme}://${bracketed}:${peer.port}`, headers }
+    const abandon = (): void => {
+      if (!handshake.taken) upstream.destroy()
+    }
+    if (socket.destroyed) {
+      abandon()
+      return
+    }
+    socket.once('close', abandon)
+    ;(exchange.rawResponse as ServerResponse).detachSocket(socket)
+    for (const each of [socket, upstream]) each.setKeepAlive(true, KEEP_ALIVE)
+    // The client is offered what the upstream chose, so that this is what the library chooses.
+    raw.headers = {
+      ...raw.headers,
+      'sec-websocket-protocol': handshake.protocol,
+      'sec-websocket-extensions': handshake.extensions && raw.headers['sec-websocket-extensions']
+    }
+    raw.url = '/'
+    this.#handshakes.set(raw, handshake)
+    this.#carrier ??= this.#openCarrier()
+    this.#carrier.then(
+      carrier => carrier.server.emit('upgrade', raw, socket, this.#heads.get(raw)),
+      () => socket.destroy()
+    )
   }
 
-  #carrier(verify: boolean): Promise<FastifyInstance> {
-    let carrier = this.#carriers.get(verify)
-    if (carrier === undefined) {
-      carrier = this.#open(verify)
-      this.#carriers.set(verify, carrier)
-    }
-    return carrier
-  }
-
-  async #open(verify: boolean): Promise<FastifyInstance> {
+  async #openCarrier(): Promise<FastifyInstance> {
     const { default: proxy } = await import('@fastify/http-proxy')
     const app = fastify({ logger: false })
+    const handshakeOf = (request: FastifyRequest): Handshake => this.#handshakes.get(request.raw)!
+    // Pings go through to the other end, which answers them: nobody answers in its place.
+    const speech = {
+      autoPong: false,
+      maxPayload: this.#maxMessage,
+      perMessageDeflate: DEFLATE_OPTIONS
+    }
     await app.register(proxy, {
       upstream: '',
       websocket: true,
-      replyOptions: {
-        getUpstream: (request: FastifyRequest) =>
-          this.#destinations.get(request.raw as IncomingMessage)!.origin
+      preHandler: (_request: FastifyRequest, reply: FastifyReply, done: () => void) => {
+        this.#watch((reply as unknown as { wsProxy: { wss: WebSocketServer } }).wsProxy.wss)
+        done()
       },
+      replyOptions: { getUpstream: () => 'http://upstream' },
+      wsServerOptions: speech,
       wsClientOptions: {
-        rejectUnauthorized: verify,
-        rewriteRequestHeaders: (_headers: unknown, request: FastifyRequest) =>
-          this.#destinations.get(request.raw as IncomingMessage)!.headers
+        ...speech,
+        agent: new HandshakeAgent(),
+        rewriteRequestHeaders: (_headers: unknown, request: FastifyRequest) => ({
+          [HANDSHAKE]: handshakeOf(request)
+        })
+      },
+      wsHooks: {
+        onConnect: (_context: unknown, source: WebSocket, target: WebSocket) =>
+          this.#connected(source, target)
       }
     } as never)
     await app.ready()
     return app
   }
 
-  /** Open WebSocket connections of this thread. */
-  get open(): number {
-    return this.#sockets.size
+  /** Adds the fields of the upstream's answer, as plugins left them, to the one for the client. */
+  #watch(server: WebSocketServer): void {
+    if (this.#server !== undefined) return
+    this.#server = server
+    server.on('headers', (lines: string[], raw: IncomingMessage) => {
+      lines.push(...this.#handshakes.get(raw)!.lines)
+    })
   }
 
-  /** Ends every connection. */
-  async close(): Promise<void> {
-    for (const carrier of this.#carriers.values()) {
-      await (await carrier)
-        .close()
-        .catch(error => this.#log.warn({ err: error }, 'websocket carrier'))
+  #connected(source: WebSocket, target: WebSocket): void {
+    if (source.readyState === source.CLOSED) {
+      target.terminate()
+      return
     }
-    for (const socket of this.#sockets) socket.destroy()
+    this.#open.add(source)
+    source.once('close', () => this.#open.delete(source))
+    join(source, target)
+    // The pool handed it over paused.
+    target.resume()
   }
+
+  /** Open WebSocket connections of this thread. */
+  get open(): number {
+    return this.#open.size
+  }
+
+  /** Ends every connection with 1001 (going away). */
+  async close(): Promise<void> {
+    const carrier = await this.#carrier
+    if (carrier === undefined) return
+    for (const source of this.#open) source.close(1001)
+    const end = performance.now() + CLOSE_TIMEOUT
+    while (this.#open.size > 0 && performance.now() < end) {
+      await new Promise(resolve => setTimeout(resolve, 20))
+    }
+    for (const source of this.#open) source.terminate()
+    await carrier.close()
+  }
+}
+
+/** Offers the upstream no extension but the one that is spoken here. */
+function offerDeflateOnly(raw: IncomingMessage): void {
+  const offered = raw.headers['sec-websocket-extensions']
+  if (offered === undefined) return
+  const fields: string[] = []
+  for (let i = 0; i < raw.rawHeaders.length; i += 2) {
+    const name = raw.rawHeaders[i]!
+    if (name.toLowerCase() !== 'sec-websocket-extensions') fields.push(name, raw.rawHeaders[i + 1]!)
+  }
+  if (offered.split(',').some(offer => DEFLATE.test(offer.trim()))) {
+    fields.push('Sec-WebSocket-Extensions', DEFLATE_OFFER)
+  } else {
+    delete raw.headers['sec-websocket-extensions']
+  }
+  raw.rawHeaders = fields
+}
+
+/** Field lines besides those that the handshake with the client has of its own. */
+function linesOf(fields: readonly string[]): string[] {
+  const lines: string[] = []
+  for (let i = 0; i < fields.length; i += 2) {
+    const name = fields[i]!
+    const value = fields[i + 1]!
+    if (!OWN_FIELDS.has(name.toLowerCase()) && isFieldValue(value)) lines.push(`${name}: ${value}`)
+  }
+  return lines
 }

@@ -4,40 +4,9 @@ import https from 'node:https'
 import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import type { TLSSocket } from 'node:tls'
-import forge from 'node-forge'
 import t from 'tap'
+import { issue } from '../certificates.ts'
 import { startGateway, until } from '../harness.ts'
-
-interface Issued {
-  readonly cert: string
-  readonly key: string
-}
-
-let serial = 1
-
-/** A certificate of this name, signed by `issuer` or by itself. */
-function issue(name: string, issuer?: Issued, ca = false, altNames: object[] = []): Issued {
-  const keys = forge.pki.rsa.generateKeyPair(2048)
-  const certificate = forge.pki.createCertificate()
-  certificate.publicKey = keys.publicKey
-  certificate.serialNumber = `0${serial++}`
-  certificate.validity.notBefore = new Date(Date.now() - 60_000)
-  certificate.validity.notAfter = new Date(Date.now() + 3_600_000)
-  const subject = [{ name: 'commonName', value: name }]
-  certificate.setSubject(subject)
-  const parent = issuer === undefined ? undefined : forge.pki.certificateFromPem(issuer.cert)
-  certificate.setIssuer(parent === undefined ? subject : parent.subject.attributes)
-  certificate.setExtensions([
-    { name: 'basicConstraints', cA: ca, critical: true },
-    ...(altNames.length > 0 ? [{ name: 'subjectAltName', altNames }] : [])
-  ])
-  const signer = issuer === undefined ? keys.privateKey : forge.pki.privateKeyFromPem(issuer.key)
-  certificate.sign(signer, forge.md.sha256.create())
-  return {
-    cert: forge.pki.certificateToPem(certificate),
-    key: forge.pki.privateKeyToPem(keys.privateKey)
-  }
-}
 
 const root = issue('Test root', undefined, true)
 const middle = issue('Test intermediate', root, true)

@@ -1,77 +1,592 @@
+import { createHash } from 'node:crypto'
 import { once } from 'node:events'
+import http, { type IncomingMessage } from 'node:http'
+import https from 'node:https'
 import { createRequire } from 'node:module'
+import type net from 'node:net'
 import type { AddressInfo } from 'node:net'
-import t from 'tap'
-import { type WebSocket as Client, WebSocketServer } from 'ws'
-import { startGateway, until } from '../harness.ts'
+import type { TLSSocket } from 'node:tls'
+import t, { type Test } from 'tap'
+import { type WebSocket as Client, type ServerOptions, WebSocketServer } from 'ws'
+import { issue } from '../certificates.ts'
+import { startGateway, type TestGateway, until } from '../harness.ts'
+import { raw } from '../raw.ts'
 
 const { WebSocket } = createRequire(import.meta.url)('ws') as { WebSocket: typeof Client }
 
-await t.test('WebSockets run through the same life as other requests', async t => {
-  const server = new WebSocketServer({ port: 0, host: '127.0.0.1', handleProtocols: () => 'chat' })
+type ClientOptions = ConstructorParameters<typeof WebSocket>[2]
+
+interface Upstream {
+  readonly port: number
+  readonly url: string
+  readonly server: WebSocketServer
+  /** The handshakes it has seen. */
+  readonly handshakes: IncomingMessage[]
+  /** The connections it has, in order. */
+  readonly sockets: Client[]
+}
+
+/** A WebSocket server on a free port that echoes, or leaves its sockets alone. */
+async function startServer(t: Test, options: ServerOptions = {}, echoes = true): Promise<Upstream> {
+  const server = new WebSocketServer({ port: 0, host: '127.0.0.1', ...options })
   await once(server, 'listening')
+  const handshakes: IncomingMessage[] = []
+  const sockets: Client[] = []
+  server.on('connection', (socket, request) => {
+    handshakes.push(request)
+    sockets.push(socket)
+    socket.on('error', () => {})
+    if (echoes) socket.on('message', (data, binary) => socket.send(data, { binary }))
+  })
   t.teardown(() => {
     for (const client of server.clients) client.terminate()
     server.close()
   })
-  const seen: { url: string | undefined; headers: Record<string, unknown> }[] = []
-  server.on('connection', (socket, request) => {
-    seen.push({ url: request.url, headers: request.headers })
-    socket.on('message', (data, isBinary) => socket.send(data, { binary: isBinary }))
-  })
   const { port } = server.address() as AddressInfo
-  await using gateway = await startGateway({
-    services: [
-      {
-        name: 'ws',
-        url: `http://127.0.0.1:${port}/base`,
-        routes: [{ name: 'ws', paths: ['/chat'] }]
-      },
-      {
-        name: 'closed',
-        url: 'http://127.0.0.1:1',
-        routes: [{ name: 'closed', paths: ['/closed'] }],
-        plugins: [{ name: 'key-auth' }]
-      }
-    ],
-    routes: [{ name: 'nowhere', paths: ['/nowhere'] }]
+  return { port, url: `http://127.0.0.1:${port}`, server, handshakes, sockets }
+}
+
+const serving = (url: string, fields: object = {}) => ({
+  services: [{ name: 'ws', url, ...fields, routes: [{ name: 'ws', paths: ['/'] }] }]
+})
+
+/** A client of the gateway, not yet connected. */
+function dial(
+  t: Test,
+  gateway: TestGateway,
+  path = '/',
+  protocols: string[] = [],
+  options: ClientOptions = {}
+): Client {
+  const client = new WebSocket(gateway.url.replace('http', 'ws') + path, protocols, options)
+  client.on('error', () => {})
+  t.teardown(() => client.terminate())
+  return client
+}
+
+async function connect(...parameters: Parameters<typeof dial>): Promise<Client> {
+  const client = dial(...parameters)
+  await Promise.race([
+    once(client, 'open'),
+    once(client, 'unexpected-response').then(([, response]) => {
+      throw new Error(`the handshake was answered ${response.statusCode}`)
+    })
+  ])
+  return client
+}
+
+/** The refusal of a handshake: status, fields and body. */
+async function refusal(...parameters: Parameters<typeof dial>) {
+  const client = dial(...parameters)
+  const [, response] = (await once(client, 'unexpected-response')) as [unknown, IncomingMessage]
+  let body = ''
+  for await (const chunk of response) body += chunk
+  return { status: response.statusCode!, headers: response.headers, body }
+}
+
+const openOf = async (gateway: TestGateway): Promise<number> =>
+  (await gateway.status('/status')).json().webSockets
+
+const inFlightOf = async (gateway: TestGateway): Promise<number> =>
+  (await gateway.status('/status')).json().inFlight
+
+async function allLetGo(gateway: TestGateway): Promise<void> {
+  await until(
+    async () => (await openOf(gateway)) === 0 && (await inFlightOf(gateway)) === 0,
+    'the connections to be let go'
+  )
+}
+
+t.setTimeout(120_000)
+
+/** An upstream whose answers to a handshake are odd, by its path. */
+async function startOdd(t: Test) {
+  const refusalBody = 'no entry '.repeat(50_000)
+  const answers: Record<string, string> = {
+    '/plain': 'HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok',
+    '/members': `HTTP/1.1 403 Forbidden\r\nX-Reason: members only\r\nContent-Length: ${refusalBody.length}\r\n\r\n${refusalBody}`,
+    '/key': 'SWITCH\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n',
+    '/protocol': 'SWITCH\r\nACCEPT\r\nSec-WebSocket-Protocol: other\r\n\r\n',
+    '/extension': 'SWITCH\r\nACCEPT\r\nSec-WebSocket-Extensions: x-unknown\r\n\r\n',
+    '/gibberish': 'SWITCH\r\nno field\r\n\r\n'
+  }
+  const sockets = new Set<net.Socket>()
+  const server = http.createServer((request, response) => {
+    response.end(`upgrade: ${request.headers.upgrade}`)
   })
-  const client = new WebSocket(`${gateway.url.replace('http', 'ws')}/chat/room?a=1`, ['chat'], {
+  server.on('upgrade', (request, socket: net.Socket) => {
+    sockets.add(socket)
+    socket.on('close', () => sockets.delete(socket))
+    socket.on('error', () => {})
+    const key = `${request.headers['sec-websocket-key']}258EAFA5-E914-47DA-95CA-C5AB0DC85B11`
+    const accept = createHash('sha1').update(key).digest('base64')
+    const answer = answers[request.url!]
+      ?.replace('SWITCH', 'HTTP/1.1 101 Switched\r\nUpgrade: websocket\r\nConnection: Upgrade')
+      .replace('ACCEPT', `Sec-WebSocket-Accept: ${accept}`)
+    if (answer !== undefined) socket.write(answer)
+    socket.resume()
+    socket.on('end', () => socket.end())
+  })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  t.teardown(() => {
+    server.closeAllConnections()
+    for (const socket of sockets) socket.destroy()
+    server.close()
+  })
+  return { url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, sockets }
+}
+
+/** What most tests need: an echo that speaks `second` and compresses, one that only listens, one that does not compress. */
+const upstream = await startServer(t, {
+  perMessageDeflate: true,
+  handleProtocols: protocols => (protocols.has('second') ? 'second' : false)
+})
+const listener = await startServer(t, { autoPong: false }, false)
+const uncompressed = await startServer(t, { perMessageDeflate: false })
+const odd = await startOdd(t)
+const shared = await startGateway({
+  services: [
+    {
+      name: 'odd',
+      url: odd.url,
+      read_timeout: 1000,
+      retries: 0,
+      routes: [{ name: 'odd', paths: ['/odd'] }]
+    },
+    { name: 'echo', url: `${upstream.url}/base`, routes: [{ name: 'echo', paths: ['/echo'] }] },
+    { name: 'listen', url: listener.url, routes: [{ name: 'listen', paths: ['/listen'] }] },
+    { name: 'large', url: uncompressed.url, routes: [{ name: 'large', paths: ['/large'] }] },
+    {
+      name: 'marked',
+      url: upstream.url,
+      routes: [{ name: 'marked', paths: ['/marked'] }],
+      plugins: [
+        { name: 'correlation-id', config: { header_name: 'X-Mark', echo_downstream: true } }
+      ]
+    },
+    {
+      name: 'closed',
+      url: 'http://127.0.0.1:1',
+      routes: [{ name: 'closed', paths: ['/closed'] }],
+      plugins: [{ name: 'key-auth' }]
+    },
+    {
+      name: 'nobody',
+      url: 'http://127.0.0.1:1',
+      routes: [{ name: 'nobody', paths: ['/nobody'] }]
+    },
+    { name: 'pair', host: 'pair', routes: [{ name: 'pair', paths: ['/pair'] }] }
+  ],
+  routes: [{ name: 'nowhere', paths: ['/nowhere'] }],
+  upstreams: [
+    {
+      name: 'pair',
+      targets: [
+        { target: '127.0.0.1:1', weight: 100 },
+        { target: `127.0.0.1:${upstream.port}`, weight: 100 }
+      ]
+    }
+  ]
+})
+t.teardown(() => shared.close())
+
+await t.test('a handshake runs through the same life as other requests', async t => {
+  const client = await connect(t, shared, '/echo/room?a=1', [], {
     headers: { cookie: 'c=1', 'x-forwarded-for': '1.2.3.4' }
   })
-  await once(client, 'open')
-  t.equal(client.protocol, 'chat')
-  client.send('hello')
-  const [text] = (await once(client, 'message')) as [Buffer, boolean]
-  t.equal(text.toString(), 'hello')
-  client.send(Buffer.from([1, 2, 3]))
-  const [bytes, isBinary] = (await once(client, 'message')) as [Buffer, boolean]
-  t.ok(isBinary)
-  t.same([...bytes], [1, 2, 3])
-  t.equal(seen[0]!.url, '/base/room?a=1')
-  t.match(seen[0]!.headers, {
-    host: `127.0.0.1:${port}`,
+  t.equal(upstream.handshakes[0]!.url, '/base/room?a=1')
+  t.match(upstream.handshakes[0]!.headers, {
+    host: `127.0.0.1:${upstream.port}`,
     cookie: 'c=1',
     'x-forwarded-for': '1.2.3.4, 127.0.0.1',
-    'x-forwarded-prefix': '/chat'
+    'x-forwarded-prefix': '/echo'
   })
-  t.equal((await gateway.status('/status')).json().webSockets, 1)
+  t.equal(await openOf(shared), 1)
   client.close(1000)
-  await once(client, 'close')
-  await until(
-    async () => (await gateway.status('/status')).json().webSockets === 0,
-    'the socket to be let go'
-  )
-
+  await allLetGo(shared)
   for (const [path, status] of [
     ['/none', 404],
     ['/closed', 401],
     ['/nowhere', 503]
   ] as const) {
-    const refused = new WebSocket(gateway.url.replace('http', 'ws') + path)
-    const [, response] = await once(refused, 'unexpected-response')
-    t.equal(response.statusCode, status, path)
-    refused.on('error', () => {})
-    refused.terminate()
+    t.equal((await refusal(t, shared, path)).status, status, path)
   }
+  await allLetGo(shared)
+})
+
+await t.test('fields of the answer go to the client, and those of plugins', async t => {
+  const add = (headers: string[]): void => {
+    headers.push('Set-Cookie: a=1', 'Connection: X-Hop', 'X-Hop: 1')
+  }
+  upstream.server.on('headers', add)
+  t.teardown(() => upstream.server.off('headers', add))
+  const client = dial(t, shared, '/marked')
+  const [{ headers }] = (await once(client, 'upgrade')) as [IncomingMessage]
+  t.match(headers, { 'set-cookie': ['a=1'], 'x-mark': /#1$/, via: /postern/ })
+  t.match(headers, { 'x-postern-request-id': /^[0-9a-f]{32}$/ })
+  t.notOk(headers['x-hop'])
+})
+
+await t.test('text, binary, empty and large messages', async t => {
+  const client = await connect(t, shared, '/echo')
+  const large = Buffer.alloc(3_000_000, 'x')
+  for (const message of ['hello', '', 'ünïcode ☃', Buffer.from([0, 1, 255]), large]) {
+    client.send(message)
+    const [data, binary] = (await once(client, 'message')) as [Buffer, boolean]
+    t.equal(binary, typeof message !== 'string')
+    t.ok(data.equals(Buffer.from(message)))
+  }
+})
+
+await t.test('what one side says before the other can listen arrives', async t => {
+  const greet = (socket: Client): void => {
+    socket.send('welcome')
+    socket.send('again')
+  }
+  upstream.server.on('connection', greet)
+  t.teardown(() => upstream.server.off('connection', greet))
+  const client = dial(t, shared, '/echo')
+  const got: string[] = []
+  client.on('message', data => got.push(data.toString()))
+  client.on('open', () => client.send('first'))
+  await until(() => got.length === 3, 'three messages')
+  t.same(got.sort(), ['again', 'first', 'welcome'])
+})
+
+await t.test('pings go to the other end and come back once', async t => {
+  const client = await connect(t, shared, '/echo')
+  const server = upstream.sockets.at(-1)!
+  const seen: string[] = []
+  server.on('ping', data => seen.push(`server ping ${data}`))
+  server.on('pong', data => seen.push(`server pong ${data}`))
+  client.on('ping', data => seen.push(`client ping ${data}`))
+  client.on('pong', data => seen.push(`client pong ${data}`))
+  client.ping('a')
+  await once(client, 'pong')
+  server.ping('b')
+  await once(server, 'pong')
+  // A message after them: whatever else was under way has arrived before it.
+  client.send('end')
+  await once(client, 'message')
+  t.same(seen, ['server ping a', 'client pong a', 'client ping b', 'server pong b'])
+})
+
+await t.test('each side learns how the other ended', async t => {
+  const endings: readonly (readonly [string, (socket: Client) => void, number, string])[] = [
+    ['normally', socket => socket.close(1000, 'done'), 1000, 'done'],
+    ['with a code of its own', socket => socket.close(4321, 'a reason'), 4321, 'a reason'],
+    ['going away', socket => socket.close(1001), 1001, ''],
+    ['without a code', socket => socket.close(), 1005, ''],
+    ['cut off', socket => socket.terminate(), 1006, '']
+  ]
+  for (const [name, end, code, reason] of endings) {
+    for (const from of ['client', 'server']) {
+      const client = await connect(t, shared, '/echo')
+      const server = upstream.sockets.at(-1)!
+      const [ended, other] = from === 'client' ? [client, server] : [server, client]
+      end(ended)
+      const [gotCode, gotReason] = (await once(other, 'close')) as [number, Buffer]
+      t.same([gotCode, gotReason.toString()], [code, reason], `${from} ends ${name}`)
+    }
+  }
+  await allLetGo(shared)
+})
+
+await t.test('messages sent right before the end arrive', async t => {
+  const client = await connect(t, shared, '/listen')
+  const server = listener.sockets.at(-1)!
+  let bytes = 0
+  server.on('message', data => {
+    bytes += (data as Buffer).length
+  })
+  for (let i = 0; i < 40; i++) client.send(Buffer.alloc(100_000))
+  client.close(1000)
+  const [code] = await once(server, 'close')
+  t.equal(code, 1000)
+  t.equal(bytes, 4_000_000)
+})
+
+await t.test('the upstream chooses among the subprotocols', async t => {
+  const client = await connect(t, shared, '/echo', ['first', 'second', 'third'])
+  t.equal(client.protocol, 'second')
+  t.equal(upstream.handshakes.at(-1)!.headers['sec-websocket-protocol'], 'first,second,third')
+  t.equal(upstream.sockets.at(-1)!.protocol, 'second')
+  client.send('works')
+  await once(client, 'message')
+  const none = dial(t, shared, '/echo', ['first'])
+  const [answer] = (await once(none, 'upgrade')) as [IncomingMessage]
+  t.equal(answer.headers['sec-websocket-protocol'], undefined)
+})
+
+await t.test('permessage-deflate is spoken where both sides speak it', async t => {
+  for (const [server, path, client, both] of [
+    [upstream, '/echo', true, true],
+    [upstream, '/echo', false, false],
+    [uncompressed, '/large', true, false]
+  ] as const) {
+    const socket = await connect(t, shared, path, [], { perMessageDeflate: client })
+    const expected = both ? 'permessage-deflate' : ''
+    t.equal(socket.extensions, expected)
+    t.equal(server.sockets.at(-1)!.extensions, expected)
+    const text = 'compressible '.repeat(20_000)
+    for (let i = 0; i < 3; i++) {
+      socket.send(text)
+      const [data] = (await once(socket, 'message')) as [Buffer]
+      t.equal(data.toString(), text)
+    }
+  }
+})
+
+await t.test('only extensions that are spoken here are offered', async t => {
+  for (const [offer, passed] of [
+    ['x-unknown', undefined],
+    ['x-unknown, permessage-deflate', 'permessage-deflate; client_max_window_bits']
+  ] as const) {
+    const answer = await raw(
+      shared.port,
+      'GET /echo HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n' +
+        'Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n' +
+        `Sec-WebSocket-Extensions: ${offer}\r\n\r\n`,
+      '\r\n\r\n'
+    )
+    t.match(answer, /^HTTP\/1\.1 101 /)
+    // RFC 6455 §1.3 has this key and its answer.
+    t.match(answer, 'Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=')
+    t.equal(upstream.handshakes.at(-1)!.headers['sec-websocket-extensions'], passed)
+  }
+})
+
+await t.test('an upstream that refuses the handshake answers the client itself', async t => {
+  const refused = await refusal(t, shared, '/odd/members')
+  t.equal(refused.status, 403)
+  t.equal(refused.headers['x-reason'], 'members only')
+  t.equal(refused.body, 'no entry '.repeat(50_000))
+  const plain = await refusal(t, shared, '/odd/plain')
+  t.equal(plain.status, 200)
+  t.equal(plain.body, 'ok')
+  await allLetGo(shared)
+})
+
+await t.test('an upstream that gives no good answer is a 502 or 504, never a 101', async t => {
+  for (const [path, status] of [
+    ['/odd/silent', 504],
+    ['/odd/key', 502],
+    ['/odd/protocol', 502],
+    ['/odd/extension', 502],
+    ['/odd/gibberish', 502],
+    ['/nobody', 502]
+  ] as const) {
+    t.equal((await refusal(t, shared, path, ['mine'])).status, status, path)
+  }
+  await until(() => odd.sockets.size === 0, 'the upstream connections to be closed')
+  await allLetGo(shared)
+})
+
+await t.test('a target that cannot be reached is passed over for another', async t => {
+  for (let i = 0; i < 6; i++) {
+    const client = await connect(t, shared, '/pair')
+    client.send(`${i}`)
+    const [data] = (await once(client, 'message')) as [Buffer]
+    t.equal(data.toString(), `${i}`)
+    client.terminate()
+  }
+  await allLetGo(shared)
+})
+
+await t.test('a client that leaves during the handshake leaves nothing behind', async t => {
+  const client = dial(t, shared, '/odd/silent')
+  await until(() => odd.sockets.size === 1, 'the handshake to reach the upstream')
+  client.terminate()
+  await until(() => odd.sockets.size === 0, 'the upstream to be let go')
+  await allLetGo(shared)
+})
+
+await t.test('a malformed handshake is no upgrade', async t => {
+  const good = {
+    Host: 'a',
+    Connection: 'Upgrade, close',
+    Upgrade: 'websocket',
+    'Sec-WebSocket-Version': '13',
+    'Sec-WebSocket-Key': 'dGhlIHNhbXBsZSBub25jZQ=='
+  }
+  for (const bad of [
+    { 'Sec-WebSocket-Version': '12' },
+    { 'Sec-WebSocket-Key': 'short' },
+    { 'Sec-WebSocket-Protocol': 'a, , b' },
+    { Upgrade: 'h2c' },
+    { 'Content-Length': '4' }
+  ]) {
+    const lines = Object.entries({ ...good, ...bad }).map(([name, value]) => `${name}: ${value}`)
+    const answer = await raw(
+      shared.port,
+      `GET /odd/request HTTP/1.1\r\n${lines.join('\r\n')}\r\n\r\nbody`,
+      'undefined'
+    )
+    t.match(answer, /^HTTP\/1\.1 200 [\s\S]*upgrade: undefined/, JSON.stringify(bad))
+  }
+})
+
+await t.test('a receiver that stalls stops the sender, and loses nothing', async t => {
+  const COUNT = 640
+  const message = Buffer.alloc(65_536, 'm')
+  for (const from of ['client', 'server']) {
+    const client = await connect(t, shared, '/listen')
+    const server = listener.sockets.at(-1)!
+    const [sender, receiver] = from === 'client' ? [client, server] : [server, client]
+    let received = 0
+    receiver.on('message', () => received++)
+    receiver.pause()
+    for (let i = 0; i < COUNT; i++) sender.send(message)
+    let before = -1
+    let same = 0
+    await until(async () => {
+      await new Promise(resolve => setTimeout(resolve, 30))
+      same = sender.bufferedAmount === before ? same + 1 : 0
+      before = sender.bufferedAmount
+      return same === 10
+    }, 'the sender to stall')
+    // What is gone from the sender stands in the kernel's buffers of two hops and the gateway's own.
+    const taken = COUNT * message.length - sender.bufferedAmount
+    t.ok(taken < 24 * 1024 * 1024, `${from}: ${taken} bytes were taken`)
+    receiver.resume()
+    await until(() => received === COUNT, 'every message to arrive')
+    client.terminate()
+  }
+  await allLetGo(shared)
+})
+
+await t.test('a flood of pings at a receiver that stalls is held back too', async t => {
+  const client = await connect(t, shared, '/listen')
+  const server = listener.sockets.at(-1)!
+  server.pause()
+  let pings = 0
+  server.on('ping', () => pings++)
+  const COUNT = 150_000
+  const data = Buffer.alloc(125)
+  for (let i = 0; i < COUNT; i++) client.ping(data)
+  let before = -1
+  let same = 0
+  await until(async () => {
+    await new Promise(resolve => setTimeout(resolve, 30))
+    same = client.bufferedAmount === before ? same + 1 : 0
+    before = client.bufferedAmount
+    return same === 10
+  }, 'the sender to stall')
+  t.ok(client.bufferedAmount > 0)
+  server.resume()
+  await until(() => pings === COUNT, 'every ping to arrive')
+})
+
+await t.test('a message that is too large ends the connection with 1009', async t => {
+  const upstream = await startServer(t, { perMessageDeflate: true })
+  await using gateway = await startGateway(serving(upstream.url), {
+    env: { POSTERN_MAX_WEBSOCKET_MESSAGE: '1k' }
+  })
+  const client = await connect(t, gateway)
+  // Small as it is sent, large inflated.
+  client.send('x'.repeat(100_000))
+  const [code] = await once(client, 'close')
+  t.equal(code, 1009)
+  await allLetGo(gateway)
+})
+
+await t.test('a thousand quiet connections outlive every timeout', async t => {
+  const upstream = await startServer(t)
+  await using gateway = await startGateway(
+    serving(upstream.url, { read_timeout: 200, write_timeout: 200, connect_timeout: 10_000 }),
+    {
+      env: {
+        POSTERN_CLIENT_KEEPALIVE_TIMEOUT: '1',
+        POSTERN_REQUEST_HEADER_TIMEOUT: '1',
+        POSTERN_REQUEST_BODY_TIMEOUT: '1',
+        POSTERN_SEND_TIMEOUT: '1',
+        POSTERN_UPSTREAM_KEEPALIVE_IDLE_TIMEOUT: '1'
+      }
+    }
+  )
+  const clients: Client[] = []
+  while (clients.length < 1000) {
+    clients.push(...(await Promise.all(Array.from({ length: 50 }, () => connect(t, gateway)))))
+  }
+  t.equal(await openOf(gateway), 1000)
+  await new Promise(resolve => setTimeout(resolve, 2500))
+  t.equal(await openOf(gateway), 1000)
+  await Promise.all(
+    clients.map(async (client, i) => {
+      client.send(`${i}`)
+      const [data] = (await once(client, 'message')) as [Buffer]
+      if (data.toString() !== `${i}`) t.fail('a message of another connection')
+    })
+  )
+  clients.forEach((client, i) => {
+    if (i % 2 === 0) client.close()
+    else client.terminate()
+  })
+  await allLetGo(gateway)
+  await until(() => upstream.server.clients.size === 0, 'the upstream to be let go')
+})
+
+await t.test(
+  'WebSockets over TLS on both sides, with the certificates a service names',
+  async t => {
+    const root = issue('Test root', undefined, true)
+    const own = issue('upstream', root, false, [{ type: 7, ip: '127.0.0.1' }])
+    const shown: unknown[] = []
+    const upstream = https.createServer({
+      ...own,
+      ca: [root.cert],
+      requestCert: true,
+      rejectUnauthorized: true
+    })
+    const server = new WebSocketServer({ server: upstream })
+    server.on('connection', (socket, request) => {
+      shown.push((request.socket as TLSSocket).authorized)
+      socket.on('message', data => socket.send(data))
+    })
+    upstream.listen(0, '127.0.0.1')
+    await once(upstream, 'listening')
+    t.teardown(() => {
+      for (const client of server.clients) client.terminate()
+      upstream.close()
+    })
+    const { port } = upstream.address() as AddressInfo
+    const certificate = '5a0f6b0e-0d3c-4c6e-9d0e-0d3c4c6e9d0e'
+    const authority = '6a0f6b0e-0d3c-4c6e-9d0e-0d3c4c6e9d0e'
+    await using gateway = await startGateway(
+      {
+        certificates: [{ id: certificate, ...own }],
+        ca_certificates: [{ id: authority, cert: root.cert }],
+        ...serving(`https://127.0.0.1:${port}`, {
+          client_certificate: { id: certificate },
+          ca_certificates: [authority]
+        })
+      },
+      { env: { POSTERN_PROXY_LISTEN: '127.0.0.1:0 ssl http2' } }
+    )
+    const client = new WebSocket(gateway.tlsUrl!.replace('https', 'wss'), {
+      rejectUnauthorized: false
+    })
+    t.teardown(() => client.terminate())
+    await once(client, 'open')
+    client.send('secret')
+    const [data] = (await once(client, 'message')) as [Buffer]
+    t.equal(data.toString(), 'secret')
+    t.same(shown, [true])
+  }
+)
+
+await t.test('at the end of the gateway clients are told that it goes away', async t => {
+  const upstream = await startServer(t)
+  const gateway = await startGateway(serving(upstream.url), {
+    env: { POSTERN_SHUTDOWN_TIMEOUT: '30' }
+  })
+  const client = await connect(t, gateway)
+  const closed = once(client, 'close')
+  const served = once(upstream.sockets[0]!, 'close')
+  const began = Date.now()
+  await gateway.close()
+  t.equal((await closed)[0], 1001)
+  t.equal((await served)[0], 1001)
+  t.ok(Date.now() - began < 20_000, 'without waiting for the whole time allowed')
 })

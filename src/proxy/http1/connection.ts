@@ -40,11 +40,11 @@ export class Connection implements ResponseSink {
     this.socket = socket
     this.#owner = owner
     this.#reader = new ResponseReader(this, maxHeadSize)
-    socket.on('data', (chunk: Buffer) => this.#onData(chunk))
-    socket.on('end', () => this.#onEnd())
-    socket.on('error', error => this.fail(error))
-    socket.on('close', () => this.#onClose())
-    socket.on('drain', () => this.#body?.resume())
+    socket.on('data', this.#onData)
+    socket.on('end', this.#onEnd)
+    socket.on('error', this.#onError)
+    socket.on('close', this.#onClose)
+    socket.on('drain', this.#onDrain)
   }
 
   get call(): Call | undefined {
@@ -100,7 +100,7 @@ export class Connection implements ResponseSink {
     call.connection = this
     call.reused = this.requests > 0
     this.requests++
-    this.#reader.begin(options.method)
+    this.#reader.begin(options.method, options.upgrade != null)
     call.handler.onRequestStart?.(call, null)
     if (call.aborted) return
     if (stream === undefined) {
@@ -151,7 +151,7 @@ export class Connection implements ResponseSink {
     if (!this.paused) this.socket.resume()
   }
 
-  #onData(chunk: Buffer): void {
+  readonly #onData = (chunk: Buffer): void => {
     const call = this.#call
     if (call === undefined) {
       // RFC 9112 §9.2: bytes nobody asked for are no response to anything.
@@ -213,6 +213,26 @@ export class Connection implements ResponseSink {
     call.handler.onResponseEnd?.(call, {})
   }
 
+  /** Hands the socket, paused, to the handler of the request; it is the pool's no longer. */
+  onUpgrade(rawHeaders: string[], head: Buffer): void {
+    const call = this.#call!
+    const { socket } = this
+    this.#call = undefined
+    call.connection = undefined
+    call.rawHeaders = rawHeaders
+    call.deadline = Number.POSITIVE_INFINITY
+    socket.off('data', this.#onData)
+    socket.off('end', this.#onEnd)
+    socket.off('error', this.#onError)
+    socket.off('close', this.#onClose)
+    socket.off('drain', this.#onDrain)
+    socket.pause()
+    if (head.length > 0) socket.unshift(head)
+    this.#owner.onGone(this)
+    if (call.handler.onRequestUpgrade === undefined) socket.destroy()
+    else call.handler.onRequestUpgrade(call, 101, {}, socket)
+  }
+
   /** Ends the connection, and with an error the request on it. */
   fail(error: Error): void {
     const call = this.#call
@@ -226,7 +246,7 @@ export class Connection implements ResponseSink {
     call.handler.onResponseError?.(call, error)
   }
 
-  #onEnd(): void {
+  readonly #onEnd = (): void => {
     if (this.#call === undefined) {
       this.socket.destroy()
       return
@@ -238,10 +258,14 @@ export class Connection implements ResponseSink {
     }
   }
 
-  #onClose(): void {
+  readonly #onClose = (): void => {
     if (this.#call !== undefined) this.fail(new errors.SocketError('other side closed'))
     this.#owner.onGone(this)
   }
+
+  readonly #onError = (error: Error): void => this.fail(error)
+
+  readonly #onDrain = (): void => this.#body?.resume()
 }
 
 /** A stream of events is silent for as long as nothing happens: no time without bytes is too long. */

@@ -12,7 +12,7 @@ export interface Http1PoolOptions extends PoolBounds {
 
 /**
  * HTTP/1.1 connections to one address, as an undici dispatcher. It does what a proxy needs of one
- * and no more (no pipelining, no upgrade, no redirects), which is what its speed comes from: one
+ * and no more (no pipelining, no redirects), which is what its speed comes from: one
  * object per request, one timer per pool, field names and values never leave being strings.
  */
 export class Http1Pool extends Pool<Call> implements ConnectionOwner {

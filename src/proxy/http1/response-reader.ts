@@ -12,6 +12,8 @@ export interface ResponseSink {
    * was unambiguous, both sides are HTTP/1.1 and keep it, and no byte came after it.
    */
   onEnd(rawTrailers: string[], reusable: boolean): void
+  /** The connection speaks another protocol from here on; `head` is what came of that already. */
+  onUpgrade(rawHeaders: string[], head: Buffer): void
 }
 
 /** Where in a response the next byte belongs. */
@@ -59,6 +61,10 @@ export class ResponseReader {
   #remaining = 0
   #keepAlive = false
   #informational = 0
+  /** Whether the request asked for another protocol. */
+  #upgrade = false
+  /** The fields of the answer that switches to it. */
+  #switched: string[] | undefined = undefined
   /** Bytes of an unfinished head, line or trailer section. */
   #partial: Buffer | undefined = undefined
   /** Bytes that came while the sink was paused. */
@@ -74,9 +80,10 @@ export class ResponseReader {
     this.#maxHeadSize = maxHeadSize
   }
 
-  /** Expects the response to a request of this method. */
-  begin(method: string): void {
+  /** Expects the response to a request of this method; `upgrade` when it may switch protocols. */
+  begin(method: string, upgrade = false): void {
     this.#method = method
+    this.#upgrade = upgrade
     this.#state = HEAD
     this.#informational = 0
     this.#closed = false
@@ -119,6 +126,10 @@ export class ResponseReader {
       switch (this.#state) {
         case HEAD:
           at = this.#readHead(chunk, at)
+          if (this.#switched !== undefined) {
+            this.#sink.onUpgrade(this.#switched, chunk.subarray(at))
+            return
+          }
           break
         case FIXED:
           at = this.#readFixed(chunk, at)
@@ -211,7 +222,11 @@ export class ResponseReader {
       throw malformed('gives its length in two ways')
     }
     if (status < 200) {
-      if (status === 101) throw malformed('switches to a protocol nobody asked for')
+      if (status === 101) {
+        if (!this.#upgrade) throw malformed('switches to a protocol nobody asked for')
+        this.#switched = rawHeaders
+        return
+      }
       if (++this.#informational > MAX_INFORMATIONAL)
         throw malformed('follows too many interim ones')
       this.#sink.onHead(status, reason, rawHeaders, -1)
@@ -309,7 +324,8 @@ export class ResponseReader {
   /** `last`: no byte came after the response. */
   #end(rawTrailers: string[], last: boolean): void {
     this.#trailers = rawTrailers
-    this.#reusable = last && this.#keepAlive
+    // One that might have switched may be no HTTP connection for the upstream any more.
+    this.#reusable = last && this.#keepAlive && !this.#upgrade
     if (this.#sink.paused) this.#state = ENDING
     else this.#tellEnd()
   }

@@ -20,6 +20,10 @@ class Recorder implements ResponseSink {
     this.told.push(['end', this.#body, rawTrailers, reusable])
     this.#body = ''
   }
+
+  onUpgrade(rawHeaders: string[], head: Buffer): void {
+    this.told.push(['upgrade', rawHeaders, head.toString('latin1')])
+  }
 }
 
 function read(text: string, method = 'GET', cuts: readonly number[] = []): readonly unknown[] {
@@ -83,6 +87,28 @@ await t.test('the head as it came, after interim ones', async t => {
       ['end', '', [], true]
     ]
   )
+})
+
+await t.test('a switch of protocols that was asked for', async t => {
+  const answer = 'HTTP/1.1 101 Switching Protocols\r\nUpgrade: a\r\n\r\n'
+  for (const cut of [1, 20, answer.length, answer.length + 2]) {
+    const recorder = new Recorder()
+    const reader = new ResponseReader(recorder, 1024)
+    reader.begin('GET', true)
+    const bytes = Buffer.from(`${answer}more`)
+    reader.feed(bytes.subarray(0, cut))
+    if (recorder.told.length === 0) reader.feed(bytes.subarray(cut))
+    const head = 'more'.slice(0, cut < answer.length ? 4 : cut - answer.length)
+    t.same(recorder.told, [['upgrade', ['Upgrade', 'a'], head]], `cut at ${cut}`)
+  }
+})
+
+await t.test('a connection that might have switched is not used again', async t => {
+  const recorder = new Recorder()
+  const reader = new ResponseReader(recorder, 1024)
+  reader.begin('GET', true)
+  reader.feed(Buffer.from(`${OK}Content-Length: 0\r\n\r\n`))
+  t.same(recorder.told.at(-1), ['end', '', [], false])
 })
 
 await t.test('a body that ends with the connection', async t => {
@@ -224,7 +250,8 @@ await t.test('nothing is told while the sink is paused, and all of it afterwards
       onEnd(...all) {
         t.notOk(recorder.paused)
         recorder.onEnd(...all)
-      }
+      },
+      onUpgrade() {}
     }
     const reader = new ResponseReader(pausing, 1024)
     reader.begin('GET')
