@@ -48,11 +48,13 @@ export class Refusals {
     const turns = turnsOf(socket)
     const { current } = turns
     if (current === undefined) this.#answer(socket, refusal)
-    // The rest of a request that was refused already, or of one after it.
-    else if (!current.shouldKeepAlive) linger(socket)
-    else if (!isIncomplete(current.req)) turns.wait(undefined, () => this.#answer(socket, refusal))
-    else if (current.headersSent) socket.destroy()
-    else this.#answer(socket, refusal)
+    else if (isIncomplete(current.req)) {
+      if (!current.headersSent) this.#answer(socket, refusal)
+      // The rest of a request that was refused already.
+      else if (current.writableEnded) linger(socket)
+      else socket.destroy()
+    } else if (current.shouldKeepAlive) turns.wait(undefined, () => this.#answer(socket, refusal))
+    // RFC 9112 §9.6: what follows the last request of a connection is not looked at.
   }
 
   /** RFC 9110 §9.3.6: this gateway opens no tunnels. */

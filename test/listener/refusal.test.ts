@@ -65,6 +65,37 @@ await t.test('limits and time-outs of clients, beside good traffic', async t => 
   )
 })
 
+await t.test('what follows the last request of a connection costs it no answer', async t => {
+  let answer = (): void => {}
+  await using upstream = await startUpstream(async (_received, response) => {
+    await new Promise<void>(resolve => {
+      answer = resolve
+    })
+    response.end('the answer')
+  })
+  await using gateway = await startGateway({
+    services: [{ name: 'up', url: upstream.url, routes: [{ name: 'all', paths: ['/'] }] }]
+  })
+  for (const [name, last] of Object.entries({
+    'a line break': 'GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n\r\n',
+    'another request':
+      'GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n',
+    'more than was announced': 'POST / HTTP/1.0\r\nHost: a\r\nContent-Length: 2\r\n\r\nabcd'
+  })) {
+    const before = upstream.requests.length
+    const read = raw(gateway.port, last)
+    await until(() => upstream.requests.length === before + 1, 'the request to arrive')
+    answer()
+    t.match(await read, /^HTTP\/1\.1 200 [\s\S]*the answer$/, name)
+    t.equal(upstream.requests.length, before + 1)
+  }
+  const malformed = await raw(
+    gateway.port,
+    'POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n0\r\n\r\n'
+  )
+  t.same(statuses(malformed), [400], 'a body that goes wrong is refused all the same')
+})
+
 await t.test('more connections than may be open are refused at once', async t => {
   await using upstream = await startUpstream()
   await using gateway = await startGateway(

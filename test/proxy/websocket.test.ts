@@ -2,102 +2,24 @@ import { createHash } from 'node:crypto'
 import { once } from 'node:events'
 import http, { type IncomingMessage } from 'node:http'
 import https from 'node:https'
-import { createRequire } from 'node:module'
 import type net from 'node:net'
 import type { AddressInfo } from 'node:net'
 import type { TLSSocket } from 'node:tls'
 import t, { type Test } from 'tap'
-import { type WebSocket as Client, type ServerOptions, WebSocketServer } from 'ws'
+import { type WebSocket as Client, WebSocketServer } from 'ws'
 import { issue } from '../certificates.ts'
-import { startGateway, type TestGateway, until } from '../harness.ts'
+import { startGateway, until } from '../harness.ts'
 import { raw } from '../raw.ts'
-
-const { WebSocket } = createRequire(import.meta.url)('ws') as { WebSocket: typeof Client }
-
-type ClientOptions = ConstructorParameters<typeof WebSocket>[2]
-
-interface Upstream {
-  readonly port: number
-  readonly url: string
-  readonly server: WebSocketServer
-  /** The handshakes it has seen. */
-  readonly handshakes: IncomingMessage[]
-  /** The connections it has, in order. */
-  readonly sockets: Client[]
-}
-
-/** A WebSocket server on a free port that echoes, or leaves its sockets alone. */
-async function startServer(t: Test, options: ServerOptions = {}, echoes = true): Promise<Upstream> {
-  const server = new WebSocketServer({ port: 0, host: '127.0.0.1', ...options })
-  await once(server, 'listening')
-  const handshakes: IncomingMessage[] = []
-  const sockets: Client[] = []
-  server.on('connection', (socket, request) => {
-    handshakes.push(request)
-    sockets.push(socket)
-    socket.on('error', () => {})
-    if (echoes) socket.on('message', (data, binary) => socket.send(data, { binary }))
-  })
-  t.teardown(() => {
-    for (const client of server.clients) client.terminate()
-    server.close()
-  })
-  const { port } = server.address() as AddressInfo
-  return { port, url: `http://127.0.0.1:${port}`, server, handshakes, sockets }
-}
-
-const serving = (url: string, fields: object = {}) => ({
-  services: [{ name: 'ws', url, ...fields, routes: [{ name: 'ws', paths: ['/'] }] }]
-})
-
-/** A client of the gateway, not yet connected. */
-function dial(
-  t: Test,
-  gateway: TestGateway,
-  path = '/',
-  protocols: string[] = [],
-  options: ClientOptions = {}
-): Client {
-  const client = new WebSocket(gateway.url.replace('http', 'ws') + path, protocols, options)
-  client.on('error', () => {})
-  t.teardown(() => client.terminate())
-  return client
-}
-
-async function connect(...parameters: Parameters<typeof dial>): Promise<Client> {
-  const client = dial(...parameters)
-  await Promise.race([
-    once(client, 'open'),
-    once(client, 'unexpected-response').then(([, response]) => {
-      throw new Error(`the handshake was answered ${response.statusCode}`)
-    })
-  ])
-  return client
-}
-
-/** The refusal of a handshake: status, fields and body. */
-async function refusal(...parameters: Parameters<typeof dial>) {
-  const client = dial(...parameters)
-  const [, response] = (await once(client, 'unexpected-response')) as [unknown, IncomingMessage]
-  let body = ''
-  for await (const chunk of response) body += chunk
-  return { status: response.statusCode!, headers: response.headers, body }
-}
-
-const openOf = async (gateway: TestGateway): Promise<number> =>
-  (await gateway.status('/status')).json().webSockets
-
-const inFlightOf = async (gateway: TestGateway): Promise<number> =>
-  (await gateway.status('/status')).json().inFlight
-
-async function allLetGo(gateway: TestGateway): Promise<void> {
-  await until(
-    async () => (await openOf(gateway)) === 0 && (await inFlightOf(gateway)) === 0,
-    'the connections to be let go'
-  )
-}
-
-t.setTimeout(120_000)
+import {
+  allLetGo,
+  connect,
+  dial,
+  openOf,
+  refusal,
+  serving,
+  startServer,
+  WebSocket
+} from '../websocket.ts'
 
 /** An upstream whose answers to a handshake are odd, by its path. */
 async function startOdd(t: Test) {
@@ -137,12 +59,13 @@ async function startOdd(t: Test) {
   return { url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, sockets }
 }
 
-/** What most tests need: an echo that speaks `second` and compresses, one that only listens, one that does not compress. */
+t.setTimeout(120_000)
+
+/** What most tests need: an echo that speaks `second` and compresses, and one that does not compress. */
 const upstream = await startServer(t, {
   perMessageDeflate: true,
   handleProtocols: protocols => (protocols.has('second') ? 'second' : false)
 })
-const listener = await startServer(t, { autoPong: false }, false)
 const uncompressed = await startServer(t, { perMessageDeflate: false })
 const odd = await startOdd(t)
 const shared = await startGateway({
@@ -155,7 +78,6 @@ const shared = await startGateway({
       routes: [{ name: 'odd', paths: ['/odd'] }]
     },
     { name: 'echo', url: `${upstream.url}/base`, routes: [{ name: 'echo', paths: ['/echo'] }] },
-    { name: 'listen', url: listener.url, routes: [{ name: 'listen', paths: ['/listen'] }] },
     { name: 'large', url: uncompressed.url, routes: [{ name: 'large', paths: ['/large'] }] },
     {
       name: 'marked',
@@ -252,59 +174,6 @@ await t.test('what one side says before the other can listen arrives', async t =
   client.on('open', () => client.send('first'))
   await until(() => got.length === 3, 'three messages')
   t.same(got.sort(), ['again', 'first', 'welcome'])
-})
-
-await t.test('pings go to the other end and come back once', async t => {
-  const client = await connect(t, shared, '/echo')
-  const server = upstream.sockets.at(-1)!
-  const seen: string[] = []
-  server.on('ping', data => seen.push(`server ping ${data}`))
-  server.on('pong', data => seen.push(`server pong ${data}`))
-  client.on('ping', data => seen.push(`client ping ${data}`))
-  client.on('pong', data => seen.push(`client pong ${data}`))
-  client.ping('a')
-  await once(client, 'pong')
-  server.ping('b')
-  await once(server, 'pong')
-  // A message after them: whatever else was under way has arrived before it.
-  client.send('end')
-  await once(client, 'message')
-  t.same(seen, ['server ping a', 'client pong a', 'client ping b', 'server pong b'])
-})
-
-await t.test('each side learns how the other ended', async t => {
-  const endings: readonly (readonly [string, (socket: Client) => void, number, string])[] = [
-    ['normally', socket => socket.close(1000, 'done'), 1000, 'done'],
-    ['with a code of its own', socket => socket.close(4321, 'a reason'), 4321, 'a reason'],
-    ['going away', socket => socket.close(1001), 1001, ''],
-    ['without a code', socket => socket.close(), 1005, ''],
-    ['cut off', socket => socket.terminate(), 1006, '']
-  ]
-  for (const [name, end, code, reason] of endings) {
-    for (const from of ['client', 'server']) {
-      const client = await connect(t, shared, '/echo')
-      const server = upstream.sockets.at(-1)!
-      const [ended, other] = from === 'client' ? [client, server] : [server, client]
-      end(ended)
-      const [gotCode, gotReason] = (await once(other, 'close')) as [number, Buffer]
-      t.same([gotCode, gotReason.toString()], [code, reason], `${from} ends ${name}`)
-    }
-  }
-  await allLetGo(shared)
-})
-
-await t.test('messages sent right before the end arrive', async t => {
-  const client = await connect(t, shared, '/listen')
-  const server = listener.sockets.at(-1)!
-  let bytes = 0
-  server.on('message', data => {
-    bytes += (data as Buffer).length
-  })
-  for (let i = 0; i < 40; i++) client.send(Buffer.alloc(100_000))
-  client.close(1000)
-  const [code] = await once(server, 'close')
-  t.equal(code, 1000)
-  t.equal(bytes, 4_000_000)
 })
 
 await t.test('the upstream chooses among the subprotocols', async t => {
@@ -427,57 +296,6 @@ await t.test('a malformed handshake is no upgrade', async t => {
   }
 })
 
-await t.test('a receiver that stalls stops the sender, and loses nothing', async t => {
-  const COUNT = 640
-  const message = Buffer.alloc(65_536, 'm')
-  for (const from of ['client', 'server']) {
-    const client = await connect(t, shared, '/listen')
-    const server = listener.sockets.at(-1)!
-    const [sender, receiver] = from === 'client' ? [client, server] : [server, client]
-    let received = 0
-    receiver.on('message', () => received++)
-    receiver.pause()
-    for (let i = 0; i < COUNT; i++) sender.send(message)
-    let before = -1
-    let same = 0
-    await until(async () => {
-      await new Promise(resolve => setTimeout(resolve, 30))
-      same = sender.bufferedAmount === before ? same + 1 : 0
-      before = sender.bufferedAmount
-      return same === 10
-    }, 'the sender to stall')
-    // What is gone from the sender stands in the kernel's buffers of two hops and the gateway's own.
-    const taken = COUNT * message.length - sender.bufferedAmount
-    t.ok(taken < 24 * 1024 * 1024, `${from}: ${taken} bytes were taken`)
-    receiver.resume()
-    await until(() => received === COUNT, 'every message to arrive')
-    client.terminate()
-  }
-  await allLetGo(shared)
-})
-
-await t.test('a flood of pings at a receiver that stalls is held back too', async t => {
-  const client = await connect(t, shared, '/listen')
-  const server = listener.sockets.at(-1)!
-  server.pause()
-  let pings = 0
-  server.on('ping', () => pings++)
-  const COUNT = 150_000
-  const data = Buffer.alloc(125)
-  for (let i = 0; i < COUNT; i++) client.ping(data)
-  let before = -1
-  let same = 0
-  await until(async () => {
-    await new Promise(resolve => setTimeout(resolve, 30))
-    same = client.bufferedAmount === before ? same + 1 : 0
-    before = client.bufferedAmount
-    return same === 10
-  }, 'the sender to stall')
-  t.ok(client.bufferedAmount > 0)
-  server.resume()
-  await until(() => pings === COUNT, 'every ping to arrive')
-})
-
 await t.test('a message that is too large ends the connection with 1009', async t => {
   const upstream = await startServer(t, { perMessageDeflate: true })
   await using gateway = await startGateway(serving(upstream.url), {
@@ -489,42 +307,6 @@ await t.test('a message that is too large ends the connection with 1009', async 
   const [code] = await once(client, 'close')
   t.equal(code, 1009)
   await allLetGo(gateway)
-})
-
-await t.test('a thousand quiet connections outlive every timeout', async t => {
-  const upstream = await startServer(t)
-  await using gateway = await startGateway(
-    serving(upstream.url, { read_timeout: 200, write_timeout: 200, connect_timeout: 10_000 }),
-    {
-      env: {
-        POSTERN_CLIENT_KEEPALIVE_TIMEOUT: '1',
-        POSTERN_REQUEST_HEADER_TIMEOUT: '1',
-        POSTERN_REQUEST_BODY_TIMEOUT: '1',
-        POSTERN_SEND_TIMEOUT: '1',
-        POSTERN_UPSTREAM_KEEPALIVE_IDLE_TIMEOUT: '1'
-      }
-    }
-  )
-  const clients: Client[] = []
-  while (clients.length < 1000) {
-    clients.push(...(await Promise.all(Array.from({ length: 50 }, () => connect(t, gateway)))))
-  }
-  t.equal(await openOf(gateway), 1000)
-  await new Promise(resolve => setTimeout(resolve, 2500))
-  t.equal(await openOf(gateway), 1000)
-  await Promise.all(
-    clients.map(async (client, i) => {
-      client.send(`${i}`)
-      const [data] = (await once(client, 'message')) as [Buffer]
-      if (data.toString() !== `${i}`) t.fail('a message of another connection')
-    })
-  )
-  clients.forEach((client, i) => {
-    if (i % 2 === 0) client.close()
-    else client.terminate()
-  })
-  await allLetGo(gateway)
-  await until(() => upstream.server.clients.size === 0, 'the upstream to be let go')
 })
 
 await t.test(
