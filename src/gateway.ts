@@ -93,6 +93,8 @@ class ControlThread implements Gateway {
   readonly #log: Logger
   readonly #warnings: readonly Problem[]
   readonly #startedAt = Date.now()
+  /** The same on a clock that nobody sets. */
+  readonly #began = performance.now()
   /** Tail of the single-writer queue: load, reload, rotate and refresh never overlap. */
   #queue: Promise<unknown> = Promise.resolve()
   #loaded: Loaded | undefined
@@ -632,7 +634,7 @@ class ControlThread implements Gateway {
     return {
       status: async () => ({
         version,
-        uptime: Math.round((Date.now() - this.#startedAt) / 1000),
+        uptime: Math.round((performance.now() - this.#began) / 1000),
         workers: { configured: this.settings.workers, serving: this.#threads?.serving ?? 0 },
         ...(this.#threads === undefined ? {} : await this.#threads.stats()),
         memory: process.memoryUsage.rss(),

@@ -118,7 +118,7 @@ export class RedisConnection {
   #connected(): Promise<Client> {
     if (this.#connecting !== undefined) return this.#connecting
     if (this.#closed) return Promise.reject(new RedisAway(this.#peer, 'the connection is closed'))
-    if (this.#failure !== undefined && Date.now() < this.#nextAttempt) {
+    if (this.#failure !== undefined && performance.now() < this.#nextAttempt) {
       return Promise.reject(this.#failure)
     }
     this.#connecting = this.#connect().finally(() => {
@@ -205,7 +205,7 @@ export class RedisConnection {
     if (this.#closed) return
     if (this.#failures === 0) this.#log.warn({ redis: this.#peer, err: error }, 'Redis is away')
     const pause = Math.min(FIRST_PAUSE * 2 ** this.#failures++, LONGEST_PAUSE)
-    this.#nextAttempt = Date.now() + pause * (0.5 + Math.random() / 2)
+    this.#nextAttempt = performance.now() + pause * (0.5 + Math.random() / 2)
     this.#failure = error
   }
 

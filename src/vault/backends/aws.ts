@@ -108,15 +108,25 @@ class AwsVault implements Backend {
     return expiresAt === undefined ? {} : { tokenExpiresAt: expiresAt }
   }
 
+  /** Sends once more where another clock or other credentials help; both may be needed, each once. */
   async #sent<T>(send: (client: SecretsManagerClient) => Promise<T>): Promise<T> {
-    const used = this.#connection
-    try {
-      return await send(used.client)
-    } catch (error) {
-      // Signed anew by the clock of AWS where ours turned out to be wrong.
-      if (isSkewed(error)) return send(used.client)
-      if (!hasEnded(error) || !used.credentials.temporary) throw error
-      return send((await this.#renewed(used)).client)
+    let connection = this.#connection
+    let renewed = false
+    let skewed = false
+    for (;;) {
+      try {
+        return await send(connection.client)
+      } catch (error) {
+        if (!renewed && hasEnded(error) && connection.credentials.temporary) {
+          renewed = true
+          // The new client has yet to learn by how much the clock is wrong.
+          skewed = false
+          connection = await this.#renewed(connection)
+        } else if (!skewed && isSkewed(error)) {
+          // Signed anew by the clock of AWS where ours turned out to be wrong.
+          skewed = true
+        } else throw error
+      }
     }
   }
 

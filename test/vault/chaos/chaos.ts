@@ -252,8 +252,12 @@ export function traffic(gateway: Served, proof: Proof, current: ReadonlyMap<stri
     while (running) {
       for (const [scenario, n] of current) {
         const failure = await proof.request(gateway, scenario, n)
-        if (failure === undefined) served++
-        else failed.push(`${scenario}: pair ${n}: ${failure}`)
+        if (failure === undefined) {
+          served++
+          continue
+        }
+        failed.push(`${scenario}: pair ${n}: ${failure}`)
+        await new Promise(resolve => setTimeout(resolve, 10))
       }
     }
   })
