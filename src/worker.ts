@@ -2,7 +2,7 @@ import { parentPort, workerData } from 'node:worker_threads'
 import { serveCalls } from './calls.ts'
 import { type Generation, type ListenerTls, maskSecrets, type SecretState } from './generation.ts'
 import { createLogger, logWarnings } from './log.ts'
-import { releaseLoadGarbage } from './memory.ts'
+import { keepTickShape, releaseLoadGarbage } from './memory.ts'
 import { plugins } from './plugins/index.ts'
 import { Kept } from './plugins/instance.ts'
 import type { Store } from './plugins/plugin.ts'
@@ -70,6 +70,7 @@ export type Update =
 /** Name the key of the default certificate is masked by; no reference is called so. */
 const LISTENER_KEY = 'listener key'
 
+keepTickShape()
 const data = workerData as WorkerData
 const { settings } = data
 const log = createLogger({
