@@ -1,4 +1,4 @@
-import { randomUUID } from 'node:crypto'
+import { randomFillSync } from 'node:crypto'
 import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from 'node:http'
 import type { Http2ServerRequest, Http2ServerResponse } from 'node:http2'
 import { isIP, type Socket } from 'node:net'
@@ -268,6 +268,21 @@ export interface Upgrade {
   take(exchange: HttpExchange, upstream: Socket, fields: readonly string[]): void
 }
 
+const ID_BYTES = 16
+/** Random bytes for ids: drawn for many requests at once, a tenth of the price of a UUID each. */
+const pool = Buffer.allocUnsafeSlow(256 * ID_BYTES)
+let used = pool.length
+
+/** 32 hexadecimal digits. */
+function newId(): string {
+  if (used === pool.length) {
+    randomFillSync(pool)
+    used = 0
+  }
+  used += ID_BYTES
+  return pool.toString('hex', used - ID_BYTES, used)
+}
+
 /** One request in one thread. Lives from the parsed head to the last byte of the response. */
 export class HttpExchange implements Exchange {
   readonly id: string
@@ -323,7 +338,7 @@ export class HttpExchange implements Exchange {
     directory: Directory,
     options: ExchangeOptions
   ) {
-    this.id = randomUUID().replaceAll('-', '')
+    this.id = newId()
     this.startedAt = Date.now()
     this.startedMark = performance.now()
     this.raw = raw

@@ -2,6 +2,7 @@ import type { IncomingHttpHeaders } from 'node:http'
 import type { Socket } from 'node:net'
 import type { Readable } from 'node:stream'
 import { errors } from 'undici'
+import { isAll, TARGET, TOKEN, VALUE } from './bytes.ts'
 import type { Call } from './call.ts'
 import { ResponseReader, type ResponseSink } from './response-reader.ts'
 
@@ -14,12 +15,6 @@ export interface ConnectionOwner {
   /** `call` must hear something by its deadline from now on. */
   watch(call: Call): void
 }
-
-/** What a field value or a request target must not hold: what could end the line or the request. */
-const UNSAFE_VALUE = /[^\t\x20-\x7e\x80-\xff]/
-const TOKEN = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/
-/** RFC 9112 §3.2: no space, no control character. Bytes above 126 are written as they came. */
-const TARGET = /^[!-~\x80-\xff]+$/
 
 /** One HTTP/1.1 connection to an upstream: one request at a time, never pipelined. */
 export class Connection implements ResponseSink {
@@ -69,13 +64,15 @@ export class Connection implements ResponseSink {
     const fields = options.headers as readonly string[]
     const { body } = options
     let head = `${options.method} ${options.path} HTTP/1.1\r\n`
-    if (!TARGET.test(options.path)) throw new errors.InvalidArgumentError('invalid request path')
-    if (!TOKEN.test(options.method)) throw new errors.InvalidArgumentError('invalid request method')
+    if (options.path === '' || !isAll(options.path, TARGET))
+      throw new errors.InvalidArgumentError('invalid request path')
+    if (options.method === '' || !isAll(options.method, TOKEN))
+      throw new errors.InvalidArgumentError('invalid request method')
     let length = -1
     for (let i = 0; i < fields.length; i += 2) {
       const name = fields[i]!
       const value = fields[i + 1]!
-      if (!TOKEN.test(name) || UNSAFE_VALUE.test(value)) {
+      if (name === '' || !isAll(name, TOKEN) || !isAll(value, VALUE)) {
         throw new errors.InvalidArgumentError(`invalid ${name} header`)
       }
       if (name.length === 14 && name.toLowerCase() === 'content-length') {

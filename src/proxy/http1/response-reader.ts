@@ -1,4 +1,5 @@
 import { errors } from 'undici'
+import { isAll, TOKEN, VALUE } from './bytes.ts'
 
 /** What a {@link ResponseReader} tells. Arrays are flat: name, value, name, value, … as received. */
 export interface ResponseSink {
@@ -35,10 +36,6 @@ const MAX_CHUNK_LINE = 256
 const MAX_INFORMATIONAL = 32
 /** Hex digits of a chunk size: 13 is 2⁵² bytes, beyond which sums stop being exact. */
 const CHUNK_SIZE_LINE = /^([0-9A-Fa-f]{1,13})(?:[\t ]*;[\t\x20-\x7e\x80-\xff]*)?$/
-/** Control characters besides tab, and line breaks that are not CRLF: what another parser might read differently. */
-// biome-ignore lint/suspicious/noControlCharactersInRegex: these are what must not be there
-const UNSAFE = /[\0-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)|(?<!\r)\n/
-const TOKEN = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/
 const DIGITS = /^\d{1,15}$/
 
 /** Any deviation from RFC 9112: the connection it came on cannot be trusted any more. */
@@ -46,6 +43,11 @@ function malformed(what: string): Error {
   return Object.assign(new errors.HTTPParserError(`the response ${what}`), {
     code: 'HPE_INVALID_RESPONSE'
   })
+}
+
+/** Control characters, and line breaks that are not CRLF: what another parser might read differently. */
+function unsafe(place: string): Error {
+  return malformed(`has a control character or a bare line break in its ${place}`)
 }
 
 /**
@@ -171,8 +173,6 @@ export class ResponseReader {
   }
 
   #takeHead(head: string, more: boolean): void {
-    if (UNSAFE.test(head))
-      throw malformed('has a control character or a bare line break in its head')
     const lineEnd = head.indexOf('\r\n')
     const statusLine = lineEnd === -1 ? head : head.slice(0, lineEnd)
     const minor = statusLine.charCodeAt(7) - 48
@@ -187,7 +187,8 @@ export class ResponseReader {
     ) {
       throw malformed('does not begin with a status line of HTTP/1.x')
     }
-    const rawHeaders = lineEnd === -1 ? [] : parseFields(head, lineEnd + 2)
+    if (!isAll(statusLine, VALUE)) throw unsafe('head')
+    const rawHeaders = lineEnd === -1 ? [] : parseFields(head, lineEnd + 2, 'head')
     this.#frame(status, statusLine.slice(13), rawHeaders, minor === 1, more)
   }
 
@@ -315,9 +316,7 @@ export class ResponseReader {
     this.#partial = undefined
     const end = found + 4
     const text = empty ? '' : bytes.toString('latin1', start, found)
-    if (UNSAFE.test(text))
-      throw malformed('has a control character or a bare line break in its trailers')
-    this.#end(empty ? NOTHING : parseFields(text, 0), end === bytes.length)
+    this.#end(empty ? NOTHING : parseFields(text, 0, 'trailers'), end === bytes.length)
     return before === 0 ? end : at + end - before
   }
 
@@ -337,7 +336,7 @@ export class ResponseReader {
 }
 
 /** Field lines from `at` on, without the CRLF of the last (RFC 9112 §5). */
-function parseFields(text: string, at: number): string[] {
+function parseFields(text: string, at: number, place: string): string[] {
   const fields: string[] = []
   for (let from = at; from < text.length; ) {
     let end = text.indexOf('\r\n', from)
@@ -345,12 +344,14 @@ function parseFields(text: string, at: number): string[] {
     const colon = text.indexOf(':', from)
     // No space before the colon, no folded line: both are no token.
     const name = colon === -1 || colon > end ? '' : text.slice(from, colon)
-    if (!TOKEN.test(name)) throw malformed('has a line in its fields that is none')
+    if (name === '' || !isAll(name, TOKEN)) throw malformed('has a line in its fields that is none')
     let first = colon + 1
     let last = end
     while (first < last && isBlank(text.charCodeAt(first))) first++
     while (last > first && isBlank(text.charCodeAt(last - 1))) last--
-    fields.push(name, text.slice(first, last))
+    const value = text.slice(first, last)
+    if (!isAll(value, VALUE)) throw unsafe(place)
+    fields.push(name, value)
     from = end + 2
   }
   return fields
