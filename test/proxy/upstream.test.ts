@@ -136,7 +136,81 @@ await t.test(
   }
 )
 
-await t.test('least-connections and latency avoid the busy and the slow', async t => {
+await t.test('every input of consistent hashing, and every one as a fallback', async t => {
+  await using a = await startLetter('a')
+  await using b = await startLetter('b')
+  await using c = await startLetter('c')
+  const consumers = Array.from({ length: 12 }, (_, i) => `consumer-${i}`)
+  const captured = { paths: ['~/u/(?<who>[^/]+)', '/'] }
+  const key = (i: number) => ({ headers: { apikey: consumers[i]! } })
+  const inputs: Record<
+    string,
+    { fields: object; ask(i: number): [string, { headers: Record<string, string> }?] }
+  > = {
+    consumer: { fields: {}, ask: i => ['/', key(i)] },
+    ip: { fields: {}, ask: i => ['/', { headers: { 'x-real-ip': `10.0.${i}.1` } }] },
+    header: {
+      fields: { _header: 'X-User' },
+      ask: i => ['/', { headers: { 'x-user': `user ${i}` } }]
+    },
+    cookie: { fields: {}, ask: i => ['/', { headers: { cookie: `sid=session-${i}` } }] },
+    path: { fields: {}, ask: i => [`/some/path/${i}`] },
+    query_arg: { fields: { _query_arg: 'q' }, ask: i => [`/?q=value-${i}`] },
+    uri_capture: { fields: { _uri_capture: 'who' }, ask: i => [`/u/someone-${i}/x`] }
+  }
+  const env = { POSTERN_TRUSTED_IPS: '127.0.0.1', POSTERN_REAL_IP_HEADER: 'X-Real-IP' }
+  await using gateway = await startGateway(pool([]), { env })
+  const config = (upstream: object) => ({
+    ...pool([a.target, b.target, c.target], { upstream, route: captured }),
+    consumers: consumers.map(username => ({ username, keyauth_credentials: [{ key: username }] })),
+    plugins: [{ name: 'key-auth', config: { anonymous: consumers[0] } }]
+  })
+  const fieldsOf = (which: 'on' | 'fallback', name: string) => ({
+    [`hash_${which}`]: name,
+    ...Object.fromEntries(
+      Object.entries(inputs[name]!.fields).map(([field, value]) => [`hash_${which}${field}`, value])
+    ),
+    ...(name === 'cookie' ? { hash_on_cookie: 'sid' } : {})
+  })
+  const spreads = async (what: string, ask: (i: number) => [string, object?]): Promise<void> => {
+    const first: string[] = []
+    for (let i = 0; i < 12; i++) first.push((await gateway.fetch(...ask(i))).body)
+    for (let i = 0; i < 12; i++) {
+      const { body } = await gateway.fetch(...ask(i))
+      if (body !== first[i]) t.fail(`${what}: ${i} moved from ${first[i]} to ${body}`)
+    }
+    t.ok(new Set(first).size > 1, `${what}: ${first.join('')}`)
+  }
+  for (const [name, { ask }] of Object.entries(inputs)) {
+    await gateway.reload(config(fieldsOf('on', name)))
+    await spreads(name, ask)
+    const on = { hash_on: 'header', hash_on_header: 'X-Absent' }
+    await gateway.reload(config({ ...on, ...fieldsOf('fallback', name) }))
+    await spreads(`fallback ${name}`, ask)
+  }
+})
+
+await t.test('latency: the slow one gets few', async t => {
+  let slowRequests = 0
+  await using slow = await startUpstream((_received, response) => {
+    slowRequests++
+    setTimeout(() => response.end('slow'), 150)
+  })
+  await using fast = await startLetter('f')
+  const targets = [`127.0.0.1:${slow.port}`, fast.target]
+  await gateway.reload(pool(targets, { upstream: { algorithm: 'latency' } }))
+  // The first of each tell how fast they are.
+  await until(async () => {
+    await letters(gateway, 1)
+    return slowRequests > 0 && fast.state.requests > 0
+  }, 'an answer of both')
+  fast.state.requests = 0
+  slowRequests = 0
+  await letters(gateway, 20)
+  t.ok(fast.state.requests > slowRequests, `${fast.state.requests} and ${slowRequests}`)
+})
+
+await t.test('least-connections avoids the busy', async t => {
   const held: (() => void)[] = []
   await using slow = await startUpstream((_received, response) => {
     held.push(() => response.end('slow'))
@@ -247,6 +321,39 @@ await t.test('P10: a connection the upstream has closed costs no request', async
   closing = true
   const post = await gateway.fetch('/', { method: 'POST', body: 'x' })
   t.equal(post.status, 502, 'a POST that may have been acted on is not sent twice')
+})
+
+await t.test('a change of address leaves what is under way alone', async t => {
+  const held: (() => void)[] = []
+  await using old = await startUpstream((_received, response) => {
+    response.write('begun ')
+    held.push(() => response.end('and ended'))
+  })
+  await using fresh = await startLetter('n')
+  const target = (port: number) =>
+    records('SRV', 'api.test', 1, { target: 'one.test', port, weight: 10, priority: 1 })
+  await using server = await startNameServer(
+    target(old.port),
+    records('A', 'one.test', 300, '127.0.0.1')
+  )
+  const env = { POSTERN_DNS_RESOLVER: `127.0.0.1:${server.port}` }
+  await using gateway = await startGateway(pool(['api.test:1']), { env })
+  const running = gateway.fetch('/')
+  await until(() => held.length === 1, 'a request under way')
+  server.zone.set(...target(fresh.port))
+  await until(async () => {
+    const { upstreams } = (await gateway.status('/upstreams')).json()
+    return upstreams[0].targets[0].addresses[0].port === fresh.port
+  }, 'the new port to be known')
+  await until(async () => {
+    const asked = gateway.fetch('/')
+    // The thread may hear of it later: what still goes to the old one is answered there.
+    await until(() => held.length > 1 || fresh.state.requests > 0, 'an answer of either')
+    for (const end of held.splice(1)) end()
+    return (await asked).body === 'n'
+  }, 'the new port to be used')
+  held[0]!()
+  t.match(await running, { status: 200, body: 'begun and ended' })
 })
 
 await t.test('names: a change of address is taken over, and a name without one is 503', async t => {

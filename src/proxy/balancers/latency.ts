@@ -14,19 +14,32 @@ export function peakEwma(average: number, averageAt: number, sample: number, now
   return average * kept + sample * (1 - kept)
 }
 
+/** One that has not answered yet: since when it waits for a turn, and how many it had in vain. */
+interface Unknown {
+  since: number
+  turns: number
+}
+
 /**
  * The address that answers soonest: its average response time by its weight and by the requests under
  * way to it. An average fades, so that an address that was slow is tried again; one without an
- * average begins at the mean of the others.
+ * average begins at the mean of the others, and higher with each turn that brought no answer.
  */
 export function latency<C extends Candidate>(candidates: readonly C[]): Balancer<C> {
   let mean = 0
-  let now = 0
-  const score = ({ latency, latencyAt, inFlight, weight }: C): number => {
-    const known = latency * Math.exp(-Math.max(0, now - latencyAt) / DECAY)
-    return ((latency === 0 ? mean : known) * (inFlight + 1)) / weight
+  let now = Date.now()
+  const unknown = new Map<C, Unknown>(candidates.map(each => [each, { since: now, turns: 0 }]))
+  const faded = (value: number, since: number): number =>
+    value * Math.exp(-Math.max(0, now - since) / DECAY)
+  const average = (candidate: C): number => {
+    if (candidate.latency > 0) return faded(candidate.latency, candidate.latencyAt)
+    const { since, turns } = unknown.get(candidate)!
+    return faded(mean * (1 + turns), since)
   }
-  const lowest = lowestScore(candidates, score)
+  const lowest = lowestScore(
+    candidates,
+    candidate => (average(candidate) * (candidate.inFlight + 1)) / candidate.weight
+  )
   return {
     pick(request, tried) {
       now = Date.now()
@@ -39,7 +52,13 @@ export function latency<C extends Candidate>(candidates: readonly C[]): Balancer
       }
       // Any value serves before there is one: only ratios matter.
       mean = known === 0 ? 1 : sum / known
-      return lowest.pick(request, tried)
+      const picked = lowest.pick(request, tried)
+      if (picked?.latency === 0) {
+        const entry = unknown.get(picked)!
+        entry.since = now
+        entry.turns++
+      }
+      return picked
     }
   }
 }

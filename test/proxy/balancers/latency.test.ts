@@ -1,5 +1,6 @@
 import t from 'tap'
 import { latency, peakEwma } from '../../../src/proxy/balancers/latency.ts'
+import { until } from '../../harness.ts'
 import { balanced, balancerContract, candidates, distribution } from './contract.ts'
 
 await t.test('contract', t => balancerContract(t, latency))
@@ -46,3 +47,17 @@ await t.test(
     t.equal(balancer.pick(balanced(), undefined), all[1])
   }
 )
+
+await t.test('one that has not answered gets its turn, and few while it never answers', async t => {
+  const all = candidates(100, 100)
+  const balancer = latency(all)
+  const pick = () => balancer.pick(balanced(), undefined)
+  // The other is asked again and again, so that its average does not fade.
+  all[0]!.latency = 10
+  all[0]!.latencyAt = Date.now() + 60_000
+  await until(() => pick() === all[1], 'its turn')
+  for (let i = 0; i < 100; i++) if (pick() === all[1]) t.fail('another turn at once')
+  all[1]!.latency = 5
+  all[1]!.latencyAt = Date.now()
+  t.equal(pick(), all[1], 'it has answered, and sooner')
+})
