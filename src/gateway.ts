@@ -12,7 +12,7 @@ import {
   type Secrets,
   watchedConfig
 } from './generation.ts'
-import { LiveSettings } from './live-settings.ts'
+import { dispensable, type LiveSetting, LiveSettings } from './live-settings.ts'
 import { createLogger } from './log.ts'
 import { releaseLoadGarbage } from './memory.ts'
 import { Metrics } from './metrics.ts'
@@ -80,7 +80,11 @@ export interface Gateway {
  */
 export async function startGateway(env: Environment): Promise<Gateway> {
   const metrics = new Metrics()
-  const prepared = await prepareSettings(env, { observe: metrics.observe, lastKnownGood: true })
+  const prepared = await prepareSettings(env, {
+    observe: metrics.observe,
+    lastKnownGood: true,
+    dispensable
+  })
   const control = new ControlThread(prepared, metrics)
   await control.start()
   return control
@@ -200,7 +204,7 @@ class ControlThread implements Gateway {
     const loaded = await readConfig(settings, this.#vaults)
     const secrets = await this.#resolve(loaded, true)
     this.#store = this.#openStore(secrets)
-    if (settings.sslCert === undefined && settings.proxyListen.some(({ ssl }) => ssl))
+    if (!this.#live.isSet('sslCert') && settings.proxyListen.some(({ ssl }) => ssl))
       this.#generated = await selfSigned()
     const tls = this.#readTls(secrets)
     this.#threads = new Threads(
@@ -248,11 +252,15 @@ class ControlThread implements Gateway {
 
   /** The webhooks that are set, listening if they have an address of their own. */
   async #openWebhooks(): Promise<Webhooks | undefined> {
-    if (!WEBHOOK_SETTINGS.some(name => this.settings[name] !== undefined)) return undefined
+    const isSet = (name: WebhookSecret): boolean => this.#live.isSet(name)
+    const { webhookGcpAudience, webhookAzureAudience } = this.settings
+    const audience = webhookGcpAudience ?? webhookAzureAudience
+    if (audience === undefined && !WEBHOOK_SECRETS.some(isSet)) return undefined
     // Loaded on demand: most gateways have none.
     const { createWebhooks } = await import('./webhooks/webhooks.ts')
     const webhooks = createWebhooks({
       settings: this.settings,
+      isSet,
       secret: name => this.#live.text(name, this.#secrets),
       changed: changed => this.#refreshChanged(changed),
       log: this.#log
@@ -267,9 +275,11 @@ class ControlThread implements Gateway {
 
   /** Where sessions are kept. */
   #openStore(secrets: Secrets): OwnedStore {
-    const url = this.#live.text('sessionRedisUrl', secrets)
-    if (url === undefined) return memoryStore()
-    this.#redis = redisStore(url.value, {
+    if (!this.#live.isSet('sessionRedisUrl')) return memoryStore()
+    const url = this.#live.lacks('sessionRedisUrl', secrets)
+      ? undefined
+      : this.#live.text('sessionRedisUrl', secrets)?.value
+    this.#redis = redisStore(url, {
       log: this.#log,
       refresh: () =>
         this.#refreshOnUse('the session store', this.#live.referencesOf('sessionRedisUrl'))
@@ -395,6 +405,8 @@ class ControlThread implements Gateway {
       references.some(text => changed.has(text))
     )
     const problems = concerned.flatMap(({ name, place }) => {
+      // What a degraded start went without may lack on; what has a value keeps it.
+      if (this.#goesWithout(name, secrets)) return []
       try {
         this.#live.check(name, secrets)
         return []
@@ -409,6 +421,15 @@ class ControlThread implements Gateway {
     } catch (error) {
       return [problem(concerned[0]!.place, error)]
     }
+  }
+
+  #goesWithout(name: LiveSetting, secrets: Secrets): boolean {
+    return (
+      this.settings.vaultStart === 'degraded' &&
+      dispensable.has(name) &&
+      this.#live.lacks(name, secrets) &&
+      this.#live.lacks(name, this.#secrets)
+    )
   }
 
   #tellFixedSettings(): void {
@@ -537,10 +558,10 @@ class ControlThread implements Gateway {
     if (tls !== undefined) redactor.hold('setting sslCertKey', [tls.key])
     this.#certificates = undefined
     this.#upstreams.adopt(watchedConfig(this.#loaded!.config, this.#secrets))
-    const redis = this.#redis && this.#live.text('sessionRedisUrl', this.#secrets)
-    if (redis === undefined) return
+    if (this.#redis === undefined || this.#live.lacks('sessionRedisUrl', this.#secrets)) return
+    const redis = this.#live.text('sessionRedisUrl', this.#secrets)!
     redactor.hold('setting sessionRedisUrl', [redis.value, URL.parse(redis.value)?.password ?? ''])
-    this.#redis!.use(redis.value)
+    this.#redis.use(redis.value)
   }
 
   reload(): Promise<void> {
@@ -699,7 +720,7 @@ class ControlThread implements Gateway {
     this.#certificates ??= certificateExpiries(
       config,
       this.#secrets,
-      this.settings.sslCert === undefined ? undefined : this.#tls?.cert
+      this.#live.isSet('sslCert') ? this.#tls?.cert : undefined
     )
     return this.#certificates
   }
@@ -773,15 +794,11 @@ function usersByReference(
   return users
 }
 
-type WebhookSetting = WebhookSecret | 'webhookGcpAudience' | 'webhookAzureAudience'
-
 /** Each of these turns a webhook on. */
-const WEBHOOK_SETTINGS: readonly WebhookSetting[] = [
+const WEBHOOK_SECRETS: readonly WebhookSecret[] = [
   'webhookSecret',
   'webhookAwsSecret',
-  'webhookAzureSecret',
-  'webhookGcpAudience',
-  'webhookAzureAudience'
+  'webhookAzureSecret'
 ]
 
 function sameTls(a: ListenerTls, b: ListenerTls | undefined): boolean {

@@ -15,10 +15,23 @@ const LIVE = [
   'webhookAzureSecret'
 ] as const satisfies readonly (keyof typeof settingsTable)[]
 
+/** Settings that a degraded start goes without: what needs them fails closed until they have a value. */
+export const dispensable: ReadonlySet<string> = new Set<LiveSetting>(
+  // Without authorities client certificates would be verified against those of the system.
+  LIVE.filter(name => name !== 'sslClientCertificate')
+)
+
 /** The name of a setting that follows. */
 export type LiveSetting = (typeof LIVE)[number]
 
+type LiveReference = SettingReference & { readonly name: LiveSetting }
+
 const TLS: readonly LiveSetting[] = ['sslCert', 'sslCertKey', 'sslClientCertificate']
+
+type KeyPair = Pick<ListenerTls, 'cert' | 'key'>
+
+/** No certificate: handshakes that come to it fail. */
+const NO_PAIR: KeyPair = { cert: '', key: '' }
 
 /** A setting's value in force, and the one before while its grace lasts. */
 export interface LiveValue {
@@ -30,9 +43,9 @@ export interface LiveValue {
 export class LiveSettings {
   readonly #settings: Settings
   readonly #authored: Collected['authored']
-  readonly #byName: ReadonlyMap<string, SettingReference>
+  readonly #byName: ReadonlyMap<string, LiveReference>
   /** The settings that follow their vaults. */
-  readonly references: readonly SettingReference[]
+  readonly references: readonly LiveReference[]
   /** The settings whose references were read once. */
   readonly fixed: readonly SettingReference[]
 
@@ -43,10 +56,24 @@ export class LiveSettings {
   ) {
     this.#settings = settings
     this.#authored = authored
-    const isLive = ({ name }: SettingReference): boolean => LIVE.some(live => live === name)
+    const isLive = (reference: SettingReference): reference is LiveReference =>
+      LIVE.some(name => name === reference.name)
     this.references = references.filter(isLive)
     this.fixed = references.filter(reference => !isLive(reference))
     this.#byName = new Map(this.references.map(reference => [reference.name, reference]))
+  }
+
+  /** Whether a setting is set, with a value or without. */
+  isSet(name: LiveSetting): boolean {
+    return this.#authored.has(name)
+  }
+
+  /** Whether a setting is set and has no value now. */
+  lacks(name: LiveSetting, secrets: Secrets): boolean {
+    return this.referencesOf(name).some(text => {
+      const state = secrets.get(text)
+      return state === undefined || 'failure' in state
+    })
   }
 
   /** A setting as text; undefined when it is not set. Throws POSTERN_SECRET_UNAVAILABLE. */
@@ -56,11 +83,7 @@ export class LiveSettings {
       const text = this.#authored.get(name)?.text
       return text === undefined ? undefined : { value: text }
     }
-    const lacking = reference.references.some(text => {
-      const state = secrets.get(text)
-      return state === undefined || 'failure' in state
-    })
-    if (lacking) throw new SecretUnavailable(reference.place.path)
+    if (this.lacks(name, secrets)) throw new SecretUnavailable(reference.place.path)
     const { value, previous } = resolveTemplate(reference.template, secrets)
     // As a setting of the environment, which a line end in a vault does not change.
     return previous === undefined
@@ -80,30 +103,41 @@ export class LiveSettings {
 
   /** The files that TLS with clients takes certificates and keys from. */
   tlsFiles(secrets: Secrets): ReadonlySet<string> {
-    const texts = TLS.map(name => this.text(name, secrets)?.value)
+    const texts = TLS.map(name =>
+      this.lacks(name, secrets) ? undefined : this.text(name, secrets)?.value
+    )
     return new Set(texts.map(text => text && pemPath(text)).filter(path => !!path) as string[])
   }
 
   /**
    * What TLS with clients takes from settings, read anew from vaults and files; `generated` stands
-   * in where no certificate is set. Throws {@link Misfit} for what it cannot be.
+   * in where no certificate is set, and nothing where one is that has no value. Throws {@link Misfit}
+   * for what it cannot be.
    */
-  tls(secrets: Secrets, generated: { readonly cert: string; readonly key: string }): ListenerTls {
-    const [cert, key, clientCa] = TLS.map(name => this.#parsed(name, secrets))
-    const pair = cert === undefined || key === undefined ? generated : { cert, key }
-    if (pair !== generated && !belongTogether(pair.cert, pair.key)) {
-      const { variable } = settingsTable.sslCertKey
-      throw new Misfit(
-        `${variable} is not the key of ${settingsTable.sslCert.variable}`,
-        'Give the key the certificate was made with.'
-      )
+  tls(secrets: Secrets, generated: KeyPair): ListenerTls {
+    const clientCa = this.#parsed('sslClientCertificate', secrets)
+    return {
+      ...this.#pair(secrets, generated),
+      clientCa: this.#settings.sslVerifyClient === 'off' ? undefined : clientCa
     }
-    return { ...pair, clientCa: this.#settings.sslVerifyClient === 'off' ? undefined : clientCa }
+  }
+
+  #pair(secrets: Secrets, generated: KeyPair): KeyPair {
+    if (this.lacks('sslCert', secrets) || this.lacks('sslCertKey', secrets)) return NO_PAIR
+    const cert = this.#parsed('sslCert', secrets)
+    const key = this.#parsed('sslCertKey', secrets)
+    if (cert === undefined || key === undefined) return generated
+    if (belongTogether(cert, key)) return { cert, key }
+    const { variable } = settingsTable.sslCertKey
+    throw new Misfit(
+      `${variable} is not the key of ${settingsTable.sslCert.variable}`,
+      'Give the key the certificate was made with.'
+    )
   }
 
   /** Throws what is wrong with a setting's value; never the value. */
-  check(name: string, secrets: Secrets): void {
-    this.#parsed(name as LiveSetting, secrets)
+  check(name: LiveSetting, secrets: Secrets): void {
+    this.#parsed(name, secrets)
   }
 
   #parsed(name: LiveSetting, secrets: Secrets): string | undefined {

@@ -105,6 +105,8 @@ export interface PrepareOptions {
   readonly observe?: Observe
   /** Whether the last known good values stand in for vaults that give no answer, and are kept. */
   readonly lastKnownGood?: boolean
+  /** Names of settings that a degraded start goes without until their vaults answer. */
+  readonly dispensable?: ReadonlySet<string>
 }
 
 /** Settings that must be known before the other references are resolved. */
@@ -120,7 +122,7 @@ const CACHE_SETTINGS: ReadonlySet<string> = new Set([
  */
 export async function prepareSettings(
   env: Environment,
-  { observe, lastKnownGood: keeps = false }: PrepareOptions = {}
+  { observe, lastKnownGood: keeps = false, dispensable }: PrepareOptions = {}
 ): Promise<Prepared> {
   const collected = await collect(env)
   const vaultLog = new VaultLog()
@@ -142,13 +144,21 @@ export async function prepareSettings(
     await load(collected.references)
     maskOutcomes(outcomes, 'setting ')
     const problems = unresolvedUses(collected.references, outcomes)
-    if (problems.length > 0) throw new ConfigError([...problems, ...refusedCache(lastKnownGood)])
-    const { settings, warnings } = parseSettings(collected, text => resolved.get(text))
+    const lacking = collected.references.filter(({ references }) =>
+      references.some(text => !resolved.has(text))
+    )
+    const lookup = (text: string): string | undefined => resolved.get(text)
+    const goesOn =
+      parseSetting(collected, 'vaultStart', lookup) === 'degraded' &&
+      lacking.every(({ name }) => dispensable?.has(name))
+    if (problems.length > 0 && !goesOn)
+      throw new ConfigError([...problems, ...refusedCache(lastKnownGood)])
+    const { settings, warnings } = parseSettings(without(collected, lacking), lookup)
     maskSettings(settings, collected)
     set.confirm([...resolved.keys()].map(parseReference))
     return {
       settings,
-      warnings,
+      warnings: [...warnings, ...problems],
       vaults,
       vaultLog,
       references: collected.references,
@@ -158,6 +168,17 @@ export async function prepareSettings(
   } catch (error) {
     await vaults.close()
     throw error
+  }
+}
+
+/** The environment without these settings; a certificate goes with its key. */
+function without(collected: Collected, lacking: readonly SettingReference[]): Collected {
+  const names = new Set(lacking.map(({ name }) => name))
+  if (names.has('sslCert') || names.has('sslCertKey')) names.add('sslCert').add('sslCertKey')
+  return {
+    ...collected,
+    references: collected.references.filter(({ name }) => !names.has(name)),
+    authored: new Map([...collected.authored].filter(([name]) => !names.has(name)))
   }
 }
 

@@ -1,5 +1,5 @@
 import { LRUCache } from 'lru-cache'
-import { RedisDenied } from './errors.ts'
+import { RedisDenied, SecretUnavailable } from './errors.ts'
 import type { Logger, Store } from './plugins/plugin.ts'
 import { RedisConnection, type RedisOptions, type Reply } from './plugins/redis-connection.ts'
 import { RedisRetry } from './plugins/redis-retry.ts'
@@ -59,10 +59,14 @@ export interface RedisStoreOptions {
 /**
  * A store in Redis, shared by every node that uses the same. Calls reject with POSTERN_REDIS_AWAY,
  * at once while it is known to be away, and with POSTERN_REDIS_DENIED when it refuses the credentials
- * after they were read again, too. `url` may hold credentials, so it is never logged.
+ * after they were read again, too. `url` may hold credentials, so it is never logged; while it is
+ * undefined, its vault not having answered, calls reject with POSTERN_SECRET_UNAVAILABLE.
  */
-export function redisStore(url: string, { log, refresh }: RedisStoreOptions): RedisStore {
-  let current = new Link(url, log)
+export function redisStore(
+  url: string | undefined,
+  { log, refresh }: RedisStoreOptions
+): RedisStore {
+  let current = url === undefined ? undefined : new Link(url, log)
   /** The last that worked, while the server does not take the credentials of a newer one yet. */
   let former: Link | undefined
 
@@ -83,8 +87,10 @@ export function redisStore(url: string, { log, refresh }: RedisStoreOptions): Re
       return former.run(words)
     }
   }
-  const run = (...words: string[]): Promise<Reply> =>
-    retry.run(current, link => attempt(link, words))
+  const run = async (...words: string[]): Promise<Reply> => {
+    if (current === undefined) throw new SecretUnavailable('The address of the session store')
+    return retry.run(current, link => attempt(link, words))
+  }
 
   return {
     async get(key) {
@@ -100,17 +106,17 @@ export function redisStore(url: string, { log, refresh }: RedisStoreOptions): Re
       await run('DEL', KEY_PREFIX + key)
     },
     use(next) {
-      if (next === current.url) return
-      if (current.works) {
+      if (next === current?.url) return
+      if (current?.works) {
         former?.close()
         former = current
-      } else current.close()
+      } else current?.close()
       current = new Link(next, log)
     },
     async close() {
       retry.close()
       former?.close()
-      current.close()
+      current?.close()
     }
   }
 }

@@ -8,6 +8,7 @@ import t, { type Test } from 'tap'
 import { certificateFor } from './certificates.ts'
 import { startGateway, startUpstream, until } from './harness.ts'
 import { startProcess } from './process.ts'
+import { startTestVault } from './vault/fault-backend.ts'
 
 // Processes and threads start slowly on a busy machine.
 t.setTimeout(120_000)
@@ -178,4 +179,51 @@ await t.test('authorities of client certificates', async t => {
     t.notOk(await accepted({ ...former, ...(session && { session }) }), 'nor with its session')
     t.ok(await accepted(latter))
   }
+})
+
+await t.test('a degraded start goes without secrets of settings', async t => {
+  await using vault = await startTestVault()
+  await vault.fault('unavailable')
+  const env = {
+    ...LISTEN,
+    POSTERN_VAULT_BACKENDS: join(import.meta.dirname, 'vault/fault-backend.ts'),
+    POSTERN_VAULT_HTTP_URL: vault.url,
+    POSTERN_SSL_CERT: '{vault://http/pair/cert}',
+    POSTERN_SSL_CERT_KEY: '{vault://http/pair/key}',
+    POSTERN_SESSION_REDIS_URL: 'redis://:{vault://http/word}@127.0.0.1:1',
+    POSTERN_WEBHOOK_SECRET: '{vault://http/hook}'
+  }
+  const problems = (start: Promise<unknown>): Promise<number> =>
+    start.then(
+      () => 0,
+      error => error.problems.length
+    )
+  t.equal(await problems(startGateway(CONFIG, { env })), 4, 'a strict start does not')
+  const degraded = { ...env, POSTERN_VAULT_START: 'degraded' }
+  const authority = { POSTERN_SSL_CLIENT_CERTIFICATE: '{vault://http/authority}' }
+  const indispensable = startGateway(CONFIG, { env: { ...degraded, ...authority } })
+  t.equal(await problems(indispensable), 5, 'nor one without authorities')
+
+  await using gateway = await startGateway(CONFIG, { env: degraded })
+  t.equal((await gateway.fetch('/')).status, 200)
+  const ready = await gateway.status('/status/ready')
+  t.equal(ready.status, 503)
+  for (const lacking of ['pair/cert', 'pair/key', 'word', 'hook'])
+    t.match(ready.body, `{vault://http/${lacking}} has no value`)
+  const hook = (): Promise<Response> =>
+    fetch(`${gateway.statusUrl}/vaults/webhooks/generic`, {
+      method: 'POST',
+      body: '{}',
+      headers: { 'webhook-id': '1', 'webhook-timestamp': '1', 'webhook-signature': 'v1,x' }
+    })
+  t.equal((await hook()).status, 503)
+  await t.rejects(connect(gateway.tlsUrl!), 'no other certificate stands in')
+  vault.put('pair', await certificateFor('late.example'))
+  vault.put('word', 'a-word-of-redis')
+  vault.put('hook', 'a-secret-of-the-webhook')
+  await vault.fault(undefined)
+  await gateway.gateway.refresh()
+  await until(async () => (await gateway.status('/status/ready')).status === 200, 'readiness')
+  t.equal(await served(gateway.tlsUrl!), 'DNS:late.example')
+  t.equal((await hook()).status, 401)
 })

@@ -10,6 +10,9 @@ import t from 'tap'
 import { certificateFor } from './certificates.ts'
 import { startGateway, startUpstream, until } from './harness.ts'
 
+// Threads start slowly on a busy machine.
+t.setTimeout(120_000)
+
 const TLS_LISTEN = { POSTERN_PROXY_LISTEN: '127.0.0.1:0, 127.0.0.1:0 ssl http2' }
 const portOf = (url: string | undefined): number => Number(new URL(url!).port)
 
@@ -81,6 +84,40 @@ await t.test('certificates by name, from references, rotated for new handshakes 
   await writeFile(join(root, 'shop.json'), JSON.stringify({ cert: first.cert, key: other.key }))
   t.equal(await gateway.gateway.refresh(), 0, 'a key of another certificate is refused')
   t.match(await namesFor(port, 'shop.example.com'), /renewed/, 'the good pair stays')
+})
+
+await t.test('a degraded start shows no other certificate for a name', async t => {
+  const root = await mkdtemp(join(tmpdir(), 'postern-tls-'))
+  t.teardown(() => rm(root, { recursive: true, force: true }))
+  await using upstream = await startUpstream()
+  await using gateway = await startGateway(
+    {
+      services: [{ name: 'up', url: upstream.url, routes: [{ name: 'all', paths: ['/'] }] }],
+      certificates: [
+        {
+          cert: '{vault://fs/shop.json/cert}',
+          key: '{vault://fs/shop.json/key}',
+          snis: [{ name: 'shop.example' }]
+        }
+      ]
+    },
+    { env: { ...TLS_LISTEN, POSTERN_VAULT_FS_PREFIX: root, POSTERN_VAULT_START: 'degraded' } }
+  )
+  const port = portOf(gateway.tlsUrl)
+  await t.rejects(namesFor(port, 'shop.example'))
+  t.match(await namesFor(port, 'elsewhere.example'), 'localhost', 'other names are served')
+  t.equal((await gateway.fetch('/')).status, 200)
+  const { reasons } = (await gateway.status('/status/ready')).json()
+  t.match(
+    reasons.filter((reason: string) => reason.startsWith('TLS')),
+    [
+      /^TLS for shop\.example is refused: its certificate needs \{vault:\/\/fs\/shop\.json\/(cert|key)\}$/
+    ]
+  )
+  await writeFile(join(root, 'shop.json'), JSON.stringify(await certificateFor('shop.example')))
+  await gateway.gateway.refresh()
+  t.equal(await namesFor(port, 'shop.example'), 'DNS:shop.example')
+  t.equal((await gateway.status('/status/ready')).status, 200)
 })
 
 await t.test('HTTP/2: requests, bodies, repeated headers, errors', async t => {

@@ -50,6 +50,16 @@ t.test('the store in Redis', { skip: withoutRedis }, async t => {
   await contract(t, store, `store-test-${process.pid}`)
 })
 
+t.test('a store whose address has no value yet', { skip: withoutRedis }, async t => {
+  const redis = await startRedis()
+  t.teardown(() => redis.close())
+  const store = redisStore(undefined, options())
+  t.teardown(() => store.close())
+  await t.rejects(store.get('key'), { code: 'POSTERN_SECRET_UNAVAILABLE' })
+  store.use(redis.url)
+  await contract(t, store, `store-test-later-${process.pid}`)
+})
+
 t.test('TLS is verified', { skip: withoutRedisServer }, async t => {
   const redis = await startRedis({ tls: true })
   t.teardown(() => redis.close())

@@ -33,7 +33,9 @@ export type WebhookSecret = 'webhookSecret' | 'webhookAwsSecret' | 'webhookAzure
 
 export interface WebhooksOptions {
   readonly settings: Settings
-  /** The secret in force; undefined when it is not set. */
+  /** Whether a secret is set, be it without a value now. */
+  isSet(name: WebhookSecret): boolean
+  /** The secret in force; undefined when it is not set. Throws POSTERN_SECRET_UNAVAILABLE. */
   secret(name: WebhookSecret): LiveSecret | undefined
   /** Refreshes what changed, soon; gives how many references that concerns. */
   changed(changed: readonly Changed[]): number
@@ -56,20 +58,18 @@ export function createWebhooks(options: WebhooksOptions): Webhooks | undefined {
   return sources.size === 0 ? undefined : new Receiver(sources, options)
 }
 
-function sourcesOf({ settings, secret, now }: WebhooksOptions): ReadonlyMap<string, Source> {
+function sourcesOf({ settings, isSet, secret, now }: WebhooksOptions): ReadonlyMap<string, Source> {
   const sources = new Map<string, Source>()
   const live = (name: WebhookSecret) => (): LiveSecret => secret(name)!
   const { webhookGcpAudience, webhookGcpAccount, webhookGcpKeysUrl } = settings
-  const { webhookAzureAudience, webhookAzureTenant, webhookAzureSecret } = settings
-  if (settings.webhookSecret !== undefined)
-    sources.set('generic', genericSource(live('webhookSecret'), now))
-  if (settings.webhookAwsSecret !== undefined)
-    sources.set('aws', awsSource(live('webhookAwsSecret')))
+  const { webhookAzureAudience, webhookAzureTenant } = settings
+  if (isSet('webhookSecret')) sources.set('generic', genericSource(live('webhookSecret'), now))
+  if (isSet('webhookAwsSecret')) sources.set('aws', awsSource(live('webhookAwsSecret')))
   if (webhookGcpAudience !== undefined && webhookGcpAccount !== undefined) {
     const keys = new KeySet(webhookGcpKeysUrl)
     sources.set('gcp', gcpSource(keys, webhookGcpAudience, webhookGcpAccount))
   }
-  if (webhookAzureSecret !== undefined || webhookAzureAudience !== undefined) {
+  if (isSet('webhookAzureSecret') || webhookAzureAudience !== undefined) {
     const token =
       webhookAzureAudience === undefined || webhookAzureTenant === undefined
         ? undefined
