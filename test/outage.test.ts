@@ -10,6 +10,7 @@ import t, { type Test } from 'tap'
 import type { Problem } from '../src/errors.ts'
 import { certificateFor } from './certificates.ts'
 import { startGateway, startUpstream, type TestUpstream, until } from './harness.ts'
+import { posternProcess } from './process.ts'
 import { startTestVault, type TestVault } from './vault/fault-backend.ts'
 
 // Threads start slowly on a busy machine.
@@ -105,9 +106,13 @@ async function rejection(start: Promise<unknown>): Promise<{ code?: string; prob
 }
 
 async function temporaryFile(t: Test): Promise<string> {
+  return join(await temporaryFolder(t), 'known-good')
+}
+
+async function temporaryFolder(t: Test): Promise<string> {
   const folder = await mkdtemp(join(tmpdir(), 'postern-outage-'))
   t.teardown(() => rm(folder, { recursive: true }))
-  return join(folder, 'known-good')
+  return folder
 }
 
 await t.test('a strict start tells every reference, its place and why', async t => {
@@ -129,6 +134,68 @@ await t.test('a strict start tells every reference, its place and why', async t 
   const { problems } = await rejection(startGateway(config, { env: environment(vault) }))
   t.equal(problems.length, 5)
   t.ok(problems.every(({ code, place }) => code === 'POSTERN_VAULT_UNREACHABLE' && place.line > 0))
+})
+
+await t.test('a process that cannot start ends with 1 and the whole list', async t => {
+  await using vault = await startTestVault()
+  await store(vault)
+  await vault.fault('unavailable')
+  vault.secrets.clear()
+  const file = join(await temporaryFolder(t), 'postern.json')
+  const config = { _format_version: '3.0', ...configuration({ url: vault.url } as TestUpstream) }
+  await writeFile(file, JSON.stringify(config, null, 1))
+  const { code, stderr, stdout } = await posternProcess(['start', file], {
+    ...environment(vault),
+    POSTERN_PROXY_LISTEN: '127.0.0.1:0',
+    POSTERN_STATUS_LISTEN: 'off'
+  })
+  t.equal(code, 1)
+  const lines = `${stdout}${stderr}`.split('\n')
+  const authored = (await readFile(file, 'utf8')).split('\n')
+  for (const reference of ['path', 'pair/cert', 'pair/key', 'authority', 'key']) {
+    const text = `{vault://http/${reference}}`
+    const told = lines.find(line => line.includes(file) && line.includes(text)) ?? ''
+    const [, line] = /postern\.json:(\d+):\d+/.exec(told) ?? []
+    t.match(authored[Number(line) - 1], text, `${text} is told with its place: ${told}`)
+  }
+})
+
+await t.test('a reload during an outage keeps the configuration that runs', async t => {
+  await using upstream = await startUpstream()
+  await using vault = await startTestVault()
+  await store(vault)
+  const config = configuration(upstream)
+  await using gateway = await startGateway(config, { env: environment(vault) })
+  const status = async (path: string, apikey = '') =>
+    (await gateway.fetch(path, { headers: { apikey } })).status
+  const more = (...keys: string[]) => ({
+    ...config,
+    services: [
+      ...config.services,
+      { name: 'added', url: upstream.url, routes: [{ name: 'added', paths: ['/added'] }] }
+    ],
+    consumers: [
+      ...config.consumers,
+      { username: 'bert', keyauth_credentials: keys.map(key => ({ key })) }
+    ]
+  })
+  vault.put('another', 'berts-key')
+  await vault.fault('refused')
+  const { problems } = await rejection(gateway.reload(more('{vault://http/another}')))
+  t.match(problems, [
+    { code: 'POSTERN_VAULT_UNREACHABLE', reference: '{vault://http/another}', place: {} }
+  ])
+  t.equal(await status('/added'), 404)
+  t.equal(await status('/keyed', 'annas-key'), 200)
+  t.equal(await status('/client'), 200)
+  const { configuration: told } = (await gateway.status('/status')).json()
+  t.match(told.last_reload, { ok: false, error: /another/ })
+  t.equal((await gateway.status('/status/ready')).status, 200)
+  await gateway.reload(more())
+  t.equal(await status('/added'), 200, 'what needs nothing new from the vault is reloaded')
+  await vault.fault(undefined)
+  await gateway.reload(more('{vault://http/another}'))
+  t.equal(await status('/keyed', 'berts-key'), 200)
 })
 
 await t.test('a degraded start fails closed where a secret lacks, and heals', async t => {

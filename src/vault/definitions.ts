@@ -92,13 +92,11 @@ export function settingsFor(
   return { policy, own }
 }
 
-/** The references in a vault's settings. Throws POSTERN_REFERENCE_INVALID. */
+/** The references in a vault's settings, those in lists too. Throws POSTERN_REFERENCE_INVALID. */
 export function referencesIn(settings: Readonly<Record<string, unknown>>): readonly Reference[] {
-  return Object.values(settings).flatMap(value =>
-    typeof value === 'string' && looksLikeReference(value)
-      ? (parseTemplate(value) ?? []).filter(part => typeof part !== 'string')
-      : []
-  )
+  return Object.values(settings)
+    .flat()
+    .flatMap(value => (templateOf(value) ?? []).filter(part => typeof part !== 'string'))
 }
 
 /** Settings with their references replaced; `value` gives what one stands for, or throws. */
@@ -106,19 +104,21 @@ export function settle(
   settings: Readonly<Record<string, unknown>>,
   value: (reference: Reference, setting: string) => string
 ): Readonly<Record<string, unknown>> {
+  const settled = (authored: unknown, name: string): unknown =>
+    templateOf(authored)
+      ?.map(part => (typeof part === 'string' ? part : value(part, name)))
+      .join('') ?? authored
   return Object.fromEntries(
-    Object.entries(settings).map(([name, authored]) => {
-      const template =
-        typeof authored === 'string' && looksLikeReference(authored)
-          ? parseTemplate(authored)
-          : undefined
-      if (template === undefined) return [name, authored]
-      return [
-        name,
-        template.map(part => (typeof part === 'string' ? part : value(part, name))).join('')
-      ]
-    })
+    Object.entries(settings).map(([name, authored]) => [
+      name,
+      Array.isArray(authored) ? authored.map(item => settled(item, name)) : settled(authored, name)
+    ])
   )
+}
+
+/** The parts of a text with references in it; undefined for any other value. */
+function templateOf(value: unknown): ReturnType<typeof parseTemplate> {
+  return typeof value === 'string' && looksLikeReference(value) ? parseTemplate(value) : undefined
 }
 
 /**

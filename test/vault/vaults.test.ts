@@ -197,6 +197,28 @@ await t.test('settings come from other vaults, and a changed one opens the vault
   await vaults.close()
 })
 
+await t.test('references in lists of settings stand for items', async t => {
+  const script = scriptedBackend()
+  const source = scriptedBackend('source')
+  const { vaults } = vaultsOn([script.type, source.type])
+  source.answers.set('item', { value: 'b, c' })
+  script.answers.set('a', { value: 'first' })
+  const list = ['a', '{vault://source/item}', 'd-{vault://source/item}']
+  const set = vaults.prepare([
+    { id: '1', prefix: 'mine', name: 'scripted', config: { list } }
+  ] as never)
+  const wanted = reference('mine/a')
+  await set.load([wanted])
+  t.equal(standing(set, wanted), 'first')
+  t.same(script.opened, [{ list: ['a', 'b, c', 'd-b, c'] }])
+  const circle = vaults.prepare([
+    { id: '1', prefix: 'mine', name: 'scripted', config: { list: ['{vault://mine/a}'] } }
+  ] as never)
+  t.match(circle.check(wanted)?.message, /circle/)
+  set.close()
+  await vaults.close()
+})
+
 await t.test('a vault whose own settings lack is told, and no default hides it', async t => {
   const script = scriptedBackend()
   const source = scriptedBackend('source')
