@@ -60,7 +60,17 @@ export function createLogger({ level, format, thread }: LogOptions): Logger {
     formatters: { level: (label: string) => ({ level: label }) },
     serializers: { err: serializeError, error: serializeError }
   }
-  return pino(options, masked(pretty ? prettyStream(terminal) : destination({ fd: 1, sync: true })))
+  return pino(options, masked(pretty ? prettyStream(terminal) : jsonStream()))
+}
+
+/** Characters of lines that wait for room on a full disk; later ones are dropped. */
+const MAX_BACKLOG = 1_048_576
+
+/** Lines that cannot be written now leave with a later one: no request fails for want of a log. */
+function jsonStream(): DestinationStream {
+  const stream = destination({ fd: 1, sync: true, maxLength: MAX_BACKLOG })
+  stream.on('error', () => {})
+  return stream
 }
 
 /** Whatever ended up in a line, a resolved secret does not leave with it. */
