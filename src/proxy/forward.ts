@@ -38,11 +38,12 @@ const SMALL_BODY = 4096
 /** Methods whose repetition can have effects of its own (RFC 9110 §9.2.2, as the format lists them). */
 const NOT_REPEATABLE = new Set(['POST', 'LOCK', 'PATCH'])
 
-/** What another attempt would meet as well: the request itself, or its client, is the cause. */
+/** What another attempt would meet as well: the request, its client, or the time it has waited is the cause. */
 const FINAL = new Set([
   'POSTERN_BODY_TOO_LARGE',
   'POSTERN_BODY_ABORTED',
   'POSTERN_WRITE_TIMEOUT',
+  'POSTERN_UPSTREAM_QUEUE_TIMEOUT',
   'UND_ERR_INVALID_ARG',
   'UND_ERR_REQ_CONTENT_LENGTH_MISMATCH'
 ])
