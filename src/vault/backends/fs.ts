@@ -4,6 +4,7 @@ import { join, sep } from 'node:path'
 import * as Type from 'typebox'
 import { SecretMalformed, VaultDenied, VaultUnreachable } from '../../errors.ts'
 import type { Backend, BackendType, Fetched } from '../backend.ts'
+import { textOf } from './payload.ts'
 
 /** Bytes of a secret at most: a larger file is something else. */
 const MAX_SIZE = 1024 * 1024
@@ -87,7 +88,7 @@ async function readWhole(path: string, resource: string): Promise<Fetched> {
   if (!stat.isFile()) throw new SecretMalformed(resource, 'it is no regular file')
   if (stat.size > MAX_SIZE)
     throw new SecretMalformed(resource, `it is larger than ${MAX_SIZE} bytes`)
-  const text = await file.readFile('utf8')
+  const text = textOf(await file.readFile(), resource)
   const value = text.endsWith('\r\n')
     ? text.slice(0, -2)
     : text.endsWith('\n')

@@ -81,6 +81,8 @@ await t.test('what is no readable file of a fair size is told', async t => {
   await symlink('loop', join(root, 'loop'))
   await t.rejects(read('folder'), { code: 'POSTERN_VAULT_MALFORMED' })
   await t.rejects(read('large'), { code: 'POSTERN_VAULT_MALFORMED' })
+  await writeFile(join(root, 'binary'), Buffer.from([0x6b, 0xff, 0x00]))
+  await t.rejects(read('binary'), { code: 'POSTERN_VAULT_MALFORMED' })
   t.equal(await read('loop'), undefined)
   t.equal(await read('large/below'), undefined)
 })

@@ -160,7 +160,7 @@ export async function chaos(
     await load.stop()
 
     t.strictSame(load.failed, [], 'no request failed')
-    t.ok(load.served > scenarios.length * 10, `${load.served} requests were served`)
+    t.ok(load.served > scenarios.length, `${load.served} requests were served`)
     t.strictSame(proof.halves(), [], 'no halves')
     t.ok(proof.uses > 0, `${proof.uses} uses of pairs were looked at`)
     t.strictSame(elsewhere.requests, [], 'no redirect was followed to where no vault is')
