@@ -1,5 +1,6 @@
 import t from 'tap'
 import { SecretMalformed, VaultDenied, VaultThrottled, VaultUnreachable } from '../../src/errors.ts'
+import type { BackendType } from '../../src/vault/backend.ts'
 import { envBackend } from '../../src/vault/backends/env.ts'
 import type { Reference } from '../../src/vault/reference.ts'
 import type { VaultSet } from '../../src/vault/vaults.ts'
@@ -193,6 +194,26 @@ await t.test('settings come from other vaults, and a changed one opens the vault
   t.equal(script.opened.length, 2, 'settings that do not fit leave the vault as it is')
   t.equal(standing(set, wanted), 'first', 'and the last good value')
   t.match(set.health(), [{ vault: 'mine', tokenExpiresAt: 12 }])
+  set.close()
+  await vaults.close()
+})
+
+await t.test('opening a vault is no part of what its first read may take', async t => {
+  const script = scriptedBackend()
+  const { type } = script
+  const slow: BackendType = {
+    ...type,
+    async open(config, environment) {
+      await new Promise(resolve => setTimeout(resolve, 900))
+      return type.open(config, environment)
+    }
+  }
+  const { vaults } = vaultsOn([slow])
+  script.answers.set('a', { value: 'first' })
+  const set = vaults.prepare([])
+  const wanted = reference('scripted/a?timeout=0.6')
+  await set.load([wanted])
+  t.equal(standing(set, wanted), 'first')
   set.close()
   await vaults.close()
 })
