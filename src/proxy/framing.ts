@@ -53,13 +53,22 @@ function isHost(value: string): boolean {
   return port <= 65_535
 }
 
-/** Whether a target has bytes that parsers treat differently: controls, `\`, a fragment. */
+/** A `..` between slashes or backslashes of which one is encoded; the query is no part of the path. */
+const HIDDEN_DOTS =
+  /^[^?]*(?:(?:%2f|%5c)(?:\.|%2e){2}(?:\/|%2f|%5c|\?|$)|\/(?:\.|%2e){2}(?:%2f|%5c))/i
+
+/**
+ * Whether a target has what parsers treat differently: controls, `\`, a fragment, or a dot segment
+ * that only shows once encoded slashes are decoded, as some upstreams do before they look for it.
+ */
 function hasAmbiguousBytes(target: string): boolean {
+  let encoded = false
   for (let i = 0; i < target.length; i++) {
     const code = target.charCodeAt(i)
     if (code <= 32 || code === 127 || code === 92 || code === 35) return true
+    if (code === 37) encoded = true
   }
-  return false
+  return encoded && HIDDEN_DOTS.test(target)
 }
 
 /**

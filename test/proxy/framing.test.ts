@@ -141,3 +141,22 @@ await t.test('HTTP/2', async t => {
   t.equal(status(h2(authority), '/a\\b'), 400)
   t.equal(status(h2(authority, { method: 'CONNECT' }), ''), 405)
 })
+
+await t.test('a .. that shows once encoded slashes are decoded', async t => {
+  const request = h1(HOST)
+  for (const target of [
+    '/a/..%2fb',
+    '/a%2F..',
+    '/a%2f../b',
+    '/a/%2e%2E%5cb',
+    '/a%5C.%2e?q',
+    '/a/%2e.%2fb?q'
+  ]) {
+    t.equal(status(request, target), 400, target)
+    const session = h2([':authority', 'a'])
+    t.equal(status(session, target), 400, target)
+  }
+  for (const target of ['/a%2Fb', '/a/../b', '/a..%2fb', '/%2f...', '/a?x=%2f..', '/a?/..%2f']) {
+    t.equal(status(request, target), undefined, target)
+  }
+})
