@@ -75,6 +75,16 @@ await t.test('shares follow weights', async t => {
   t.ok(second > 600 && third > 600, counts.join(' '))
 })
 
+await t.test('more slots, finer shares: at least 1000, up to 65,536', async t => {
+  const all = candidates(...Array.from({ length: 40 }, () => 100))
+  const worst = (slots: number): number => {
+    const counts = distribution(consistentHashing(all, slots, byPath), all, 8000)
+    return Math.max(...counts.map(count => Math.abs(count - 200)))
+  }
+  t.ok(worst(65_536) < worst(10), 'the largest deviation from an equal share')
+  t.equal(worst(10), worst(1000))
+})
+
 await t.test('what is hashed is asked for once, and kept over retries', async t => {
   let asked = 0
   const all = candidates(100, 100)
