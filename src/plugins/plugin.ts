@@ -120,6 +120,8 @@ export interface Exchange {
   readonly groups: readonly string[] | undefined
   /** True once {@link exit} or {@link error} was called: no lower-priority access hook runs. */
   readonly ended: boolean
+  /** What an instance's hooks leave for its later phases, under a key of their own. */
+  readonly notes: Map<object, unknown>
   /** Extra keys of the log record (`correlation_id`, …); none that it has anyway. */
   readonly logFields: Record<string, unknown>
 

@@ -330,6 +330,7 @@ export class HttpExchange implements Exchange {
   #accepted = false
   #buffered: Promise<Buffer> | undefined = undefined
   #record: string | undefined = undefined
+  #notes: Map<object, unknown> | undefined = undefined
 
   constructor(
     raw: RawRequest,
@@ -348,6 +349,11 @@ export class HttpExchange implements Exchange {
     this.options = options
     this.request = new Request(raw, target, options)
     this.upstream = new Upstream(this.request)
+  }
+
+  get notes(): Map<object, unknown> {
+    this.#notes ??= new Map()
+    return this.#notes
   }
 
   /** Whether the client makes a gRPC call, which is told of errors in trailers. */

@@ -36,7 +36,6 @@ export class Sessions implements Hooks {
   readonly #responseHeaders: SessionHeaders
   /** Fields only this plugin may set towards the upstream: lower-case name, name. */
   readonly #claims: readonly (readonly [string, string])[]
-  readonly #visits = new WeakMap<Exchange, Visit>()
 
   constructor(config: SessionConfig, context: Context) {
     this.#config = config
@@ -91,7 +90,7 @@ export class Sessions implements Hooks {
     return after(this.#find(exchange, carrier), visit => {
       if (visit === undefined) return
       if (visit.identity === undefined) {
-        this.#visits.set(exchange, visit)
+        exchange.notes.set(this, visit)
         return
       }
       return after(this.#leaves(exchange), leaves =>
@@ -191,10 +190,10 @@ export class Sessions implements Hooks {
     const consumer = directory.consumer(identity.consumerId)
     const credential = credentialOf(exchange, identity)
     if (consumer === undefined || credential === undefined) {
-      this.#visits.set(exchange, { ...visit, upkeep: 'end' })
+      exchange.notes.set(this, { ...visit, upkeep: 'end' })
       return
     }
-    this.#visits.set(exchange, visit)
+    exchange.notes.set(this, visit)
     const { groups } = identity
     exchange.authenticate(consumer, credential, credential.id, groups)
     if (groups !== undefined) upstream.setHeader(GROUPS_HEADER, groups.join(', '))
@@ -202,7 +201,7 @@ export class Sessions implements Hooks {
   }
 
   #settle(exchange: Exchange): void | Promise<void> {
-    const visit = this.#visits.get(exchange)
+    const visit = exchange.notes.get(this) as Visit | undefined
     const { consumer, credential } = exchange
     if (consumer === undefined || credential === undefined) {
       if (visit?.upkeep !== 'end') return
