@@ -61,7 +61,7 @@ const MAX_TTL = 86_400_000
 
 interface Name {
   answer: Answer | undefined
-  /** `Date.now()` of the next question in the background. */
+  /** `performance.now()` of the next question in the background. */
   askAt: number
   pending: Promise<Answer> | undefined
   failures: number
@@ -158,7 +158,7 @@ export class NameService implements Resolver {
       if (name.failures > 0) log.info({ host: key }, 'a name resolves again')
       name.failures = 0
       const transient = ttl === 0 && addresses.length > 0
-      name.askAt = Date.now() + ttl
+      name.askAt = performance.now() + ttl
       this.#adopt(key, name, {
         addresses,
         failure: addresses.length === 0 ? 'ENOTFOUND' : undefined,
@@ -168,7 +168,7 @@ export class NameService implements Resolver {
       if (!transient) this.#wakeBy(name.askAt)
     } catch (error) {
       const { code = 'EFAIL', message } = error as NodeJS.ErrnoException
-      name.askAt = Date.now() + Math.min(RETRY * 2 ** name.failures, MAX_RETRY)
+      name.askAt = performance.now() + Math.min(RETRY * 2 ** name.failures, MAX_RETRY)
       if (name.failures++ === 0) {
         const kept = before !== undefined && before.addresses.length > 0
         const then = kept ? 'its last addresses stay' : 'requests to it are answered 503'
@@ -304,12 +304,12 @@ export class NameService implements Resolver {
     if (this.#closed || time >= this.#timerAt) return
     this.#timerAt = time
     clearTimeout(this.#timer)
-    this.#timer = setTimeout(this.#wake, Math.max(1, time - Date.now()))
+    this.#timer = setTimeout(this.#wake, Math.max(1, time - performance.now()))
     this.#timer.unref()
   }
 
   readonly #wake = (): void => {
-    const now = Date.now()
+    const now = performance.now()
     this.#timerAt = Number.POSITIVE_INFINITY
     let next = Number.POSITIVE_INFINITY
     for (const [key, name] of this.#names) {
