@@ -41,7 +41,7 @@ in_diagnostics {
   else if (in_source && (match($0, /[^ ]/) > in_source || $0 ~ /^ *$/)) next
   else {
     in_source = 0
-    if ($0 !~ /^ *(---|columnNumber: .*|typeName: .*)$/) push(substr($0, 1, 200))
+    if ($0 !~ /^ *(---|(columnNumber|typeName|isToplevel|stdio|cwd|externalID|command|args): ?.*|- --?[a-z].*)$/) push(substr($0, 1, 200))
   }
 }
 

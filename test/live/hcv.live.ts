@@ -1,10 +1,11 @@
 import t from 'tap'
+import type { Fetched } from '../../src/vault/backend.ts'
 import { certificateFor } from '../certificates.ts'
 import { until } from '../harness.ts'
 import { startFaultProxy } from '../vault/fault-proxy.ts'
 import { type FaultyServer, hcvContract } from '../vault/hcv/contract.ts'
 import { example } from '../vault/hcv/example.ts'
-import { hcvScenarios, opener, type SetUpDatabase } from '../vault/hcv/scenarios.ts'
+import { appRole, hcvScenarios, opener, type SetUpDatabase } from '../vault/hcv/scenarios.ts'
 import { type HcvServer, pathOf, REFUSALS } from '../vault/hcv-server.ts'
 import { startLastingOpenBao, startOpenBao } from './openbao.ts'
 import { startPostgres } from './postgres.ts'
@@ -97,3 +98,45 @@ await t.test('a real OpenBao over TLS: cert', { skip: missing('bao') }, async t 
     })
   }
 })
+
+await t.test(
+  'a cluster: standbys serve, redirect and take over',
+  { skip: missing('bao') },
+  async t => {
+    await using leader = await startLastingOpenBao()
+    await using standby = await startLastingOpenBao({ joins: leader })
+    const { open } = opener(t)
+    const settings = { kv: 'v2', token: leader.token }
+    const put = (server: HcvServer, n: number) =>
+      server.call('POST', 'secret/data/app', { data: { n } })
+    const numberIn = async (vault: { fetch(name: string): Promise<Fetched | undefined> }) =>
+      ((await vault.fetch('app'))?.value as { n: number } | undefined)?.n
+
+    await put(leader, 1)
+    const direct = await open({ ...settings, port: standby.port })
+    await until(async () => (await numberIn(direct)) === 1, 'the standby gives what the leader has')
+    await put(leader, 2)
+    await until(async () => (await numberIn(direct)) === 2, 'and what is new')
+
+    // A standby of OpenBao reads by itself; what writes, such as a login, it forwards or redirects.
+    const proxy = await startFaultProxy(standby.url, {
+      headers: { 'x-vault-no-request-forwarding': 'true' }
+    })
+    t.teardown(() => proxy.close())
+    const byRole = { ...(await appRole(leader)).settings, port: proxy.port }
+    const redirected = await open({ ...byRole, redirect_hosts: `127.0.0.1:${leader.port}` })
+    await until(async () => (await numberIn(redirected).catch(() => 0)) === 2, 'it is redirected')
+    const stranger = await open(byRole)
+    await t.rejects(stranger.fetch('app'), {
+      code: 'POSTERN_VAULT_UNREACHABLE',
+      message: new RegExp(`redirects to 127.0.0.1:${leader.port}; list that in redirect_hosts`)
+    })
+
+    await leader.call('POST', 'sys/step-down')
+    await until(() => put(standby, 3).catch(() => false), 'the cluster has a leader again', 60_000)
+    for (const server of [leader, standby]) {
+      const vault = await open({ ...settings, port: server.port })
+      await until(async () => (await numberIn(vault).catch(() => 0)) === 3, 'either serves', 60_000)
+    }
+  }
+)

@@ -30,6 +30,8 @@ export async function startOpenBao(): Promise<OpenBao> {
 /** One that keeps what it stores, so that it can be sealed, killed and started again. */
 export interface LastingOpenBao extends OpenBao {
   readonly token: string
+  /** What unseals it. */
+  readonly keys: readonly string[]
   seal(): Promise<void>
   unseal(): Promise<void>
   /** Starts it again on the same port, sealed, after it was killed. */
@@ -39,12 +41,21 @@ export interface LastingOpenBao extends OpenBao {
 export interface LastingOptions {
   /** Serves https with this certificate and asks clients for theirs; `ca` is what to trust it by. */
   readonly tls?: { readonly cert: string; readonly key: string }
+  /** Joins the cluster of this one, as a standby. */
+  readonly joins?: LastingOpenBao
 }
 
-/** Starts an OpenBao on a folder of its own, initialised and unsealed, with key-value v2 at `secret`. */
-export async function startLastingOpenBao({ tls }: LastingOptions = {}): Promise<LastingOpenBao> {
+/**
+ * Starts an OpenBao on a folder of its own, unsealed: initialised with key-value v2 at `secret`, or
+ * as a standby of the one it joins.
+ */
+export async function startLastingOpenBao({
+  tls,
+  joins
+}: LastingOptions = {}): Promise<LastingOpenBao> {
   const directory = await mkdtemp(join(tmpdir(), 'postern-openbao-'))
   const port = await freePort()
+  const clusterPort = await freePort()
   const url = `${tls === undefined ? 'http' : 'https'}://127.0.0.1:${port}`
   const write = async (name: string, text: string) => {
     await writeFile(join(directory, name), text)
@@ -59,14 +70,15 @@ export async function startLastingOpenBao({ tls }: LastingOptions = {}): Promise
     'config.hcl',
     `storage "raft" {
   path = ${JSON.stringify(directory)}
-  node_id = "one"
+  node_id = "node-${port}"
 }
 listener "tcp" {
   address = "127.0.0.1:${port}"
+  cluster_address = "127.0.0.1:${clusterPort}"
   ${listener}
 }
 api_addr = ${JSON.stringify(url)}
-cluster_addr = "https://127.0.0.1:${await freePort()}"
+cluster_addr = "https://127.0.0.1:${clusterPort}"
 `
   )
   const ask = caller(url, undefined, tls?.cert)
@@ -79,24 +91,33 @@ cluster_addr = "https://127.0.0.1:${await freePort()}"
     })
   }
   await start()
-  const { keys, root_token: token } = await ask('POST', 'sys/init', {
-    secret_shares: 1,
-    secret_threshold: 1
-  })
+  const { keys, token } = joins ?? (await initialised(ask))
   const call = caller(url, token, tls?.cert)
   const unseal = async (): Promise<void> => {
+    const health = joins === undefined ? 'sys/health' : 'sys/health?standbyok=true'
     await ask('POST', 'sys/unseal', { key: keys[0] })
-    await until(() => ask('GET', 'sys/health').catch(() => false), 'it is active', 60_000)
+    await until(() => ask('GET', health).catch(() => false), 'it serves', 60_000)
   }
-  await unseal()
-  await call('POST', 'sys/mounts/secret', { type: 'kv', options: { version: '2' } })
-  // A new engine of version 2 answers 400 for a moment.
-  const ready = () => call('POST', 'secret/data/ready', { data: {} }).catch(() => false)
-  await until(ready, 'the key-value engine is ready')
+  const setUp = async (): Promise<void> => {
+    if (joins !== undefined) {
+      await ask('POST', 'sys/storage/raft/join', { leader_api_addr: joins.url })
+      return unseal()
+    }
+    await unseal()
+    await call('POST', 'sys/mounts/secret', { type: 'kv', options: { version: '2' } })
+    // A new engine of version 2 answers 400 for a moment.
+    const ready = () => call('POST', 'secret/data/ready', { data: {} }).catch(() => false)
+    await until(ready, 'the key-value engine is ready')
+  }
+  await setUp().catch(async error => {
+    await server.kill()
+    throw error
+  })
   return {
     port,
     url,
     token,
+    keys,
     call,
     start,
     unseal,
@@ -107,6 +128,14 @@ cluster_addr = "https://127.0.0.1:${await freePort()}"
       await rm(directory, { recursive: true, force: true })
     }
   }
+}
+
+async function initialised(ask: HcvServer['call']) {
+  const { keys, root_token: token } = await ask('POST', 'sys/init', {
+    secret_shares: 1,
+    secret_threshold: 1
+  })
+  return { keys, token } as Pick<LastingOpenBao, 'keys' | 'token'>
 }
 
 /** Calls the API with a token; gives the parsed answer, rejects unless it is 2xx. */

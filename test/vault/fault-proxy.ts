@@ -24,14 +24,17 @@ export interface FaultProxyOptions extends FaultServerOptions {
   readonly refusals?: Partial<Record<Fault, ServiceAnswer>>
   /** Seconds in Retry-After instead of those that the service says. */
   readonly retryAfter?: number
+  /** Put on every request. */
+  readonly headers?: Readonly<Record<string, string>>
 }
 
 /** Starts a proxy before the service at `target`, plain HTTP, that can make its answers fail. */
 export function startFaultProxy(
   target: string,
-  { refusals = {}, retryAfter, ...options }: FaultProxyOptions = {}
+  { refusals = {}, retryAfter, headers = {}, ...options }: FaultProxyOptions = {}
 ): Promise<FaultServer> {
-  return startFaultServer(async (request, fault) => {
+  return startFaultServer(async (received, fault) => {
+    const request = { ...received, headers: { ...received.headers, ...headers } }
     const answer =
       (fault && refusals[fault]) ??
       // The service cannot be asked is an answer of a proxy, too.
