@@ -415,14 +415,13 @@ export async function hcvScenarios(t: Test, start: Start, setUpDatabase: SetUpDa
       const { open, warnings } = opener(t)
       const vault = await open(settings)
       await vault.fetch('app')
-      const expiries = new Set<number>()
-      const end = Date.now() + 9000
-      while (Date.now() < end) {
+      // The first token cannot live longer than this.
+      const end = Date.now() + 5000
+      do {
         t.strictSame((await vault.fetch('app'))?.value, { a: '1' })
-        expiries.add(vault.backend.health!().tokenExpiresAt!)
         await new Promise(resolve => setTimeout(resolve, 250))
-      }
-      t.ok(Math.max(...expiries) > end, 'it outlived the max_ttl')
+      } while (Date.now() < end + 4000)
+      t.ok(vault.backend.health!().tokenExpiresAt! > end, 'another token followed')
       t.strictSame(warnings, [])
     }
   )
