@@ -67,7 +67,7 @@ const configuration = (port: number) => ({
     {
       name: 'up',
       url: `http://127.0.0.1:${port}/base`,
-      read_timeout: 600,
+      read_timeout: 1500,
       routes: [{ name: 'app', paths: ['/app'] }]
     },
     {
@@ -352,7 +352,7 @@ await t.test(
     const before = seen.length
     const request = http.get(`${gateway.url}/app/events`, { agent: false })
     const [stream] = (await once(request, 'response')) as [IncomingMessage]
-    await new Promise(resolve => setTimeout(resolve, 1500))
+    await new Promise(resolve => setTimeout(resolve, 2500))
     const { response } = seen[before]!
     let text = ''
     stream.on('data', data => {

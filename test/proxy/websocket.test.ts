@@ -73,7 +73,7 @@ const shared = await startGateway({
     {
       name: 'odd',
       url: odd.url,
-      read_timeout: 1000,
+      read_timeout: 2000,
       retries: 0,
       routes: [{ name: 'odd', paths: ['/odd'] }]
     },

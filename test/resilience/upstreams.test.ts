@@ -83,7 +83,7 @@ await t.test('a service that is slow, silent or floods disturbs no other', async
             name,
             url,
             retries: 0,
-            read_timeout: 1500,
+            read_timeout: 2500,
             routes: [{ name, paths: [`/${name}`] }]
           })
         )
