@@ -449,13 +449,13 @@ export async function hcvScenarios(t: Test, start: Start, setUpDatabase: SetUpDa
         (await server.call('POST', 'auth/token/create', terms)).auth.client_token
       const { open, warnings } = opener(t)
       const settings = { port: server.port, kv: 'v2' }
-      const renewed = await open({ ...settings, token: await make({ ttl: '6s' }) })
-      const ends = await open({ ...settings, token: await make({ ttl: '2s', renewable: false }) })
+      const renewed = await open({ ...settings, token: await make({ ttl: '8s' }) })
+      const ends = await open({ ...settings, token: await make({ ttl: '5s', renewable: false }) })
       await renewed.fetch('app')
       await ends.fetch('app')
       const first = renewed.backend.health!().tokenExpiresAt!
       const fixed = ends.backend.health!().tokenExpiresAt!
-      t.ok(fixed <= Date.now() + 2000)
+      t.ok(fixed <= Date.now() + 5000)
       await until(() => renewed.backend.health!().tokenExpiresAt! > first + 1000, 'it is renewed')
       await until(() => Date.now() > first + 500, 'the first life is over')
       t.strictSame((await renewed.fetch('app'))?.value, { a: '1' })
@@ -463,7 +463,7 @@ export async function hcvScenarios(t: Test, start: Start, setUpDatabase: SetUpDa
       t.ok(Math.abs(ends.backend.health!().tokenExpiresAt! - fixed) < 100)
       t.match(warnings, [/give the vault a new one/])
       const { file } = await folder(t)
-      const sink = await file('token', await make({ ttl: '2s', renewable: false }))
+      const sink = await file('token', await make({ ttl: '5s', renewable: false }))
       const followed = await open({ ...settings, token_file: sink })
       await followed.fetch('app')
       await file('token', await make({ ttl: '1h' }))
