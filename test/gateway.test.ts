@@ -7,7 +7,7 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { startGateway, startUpstream, until } from './harness.ts'
 import { startProcess } from './process.ts'
-import { startTestVault } from './vault/fault-backend.ts'
+import { startFaultServer } from './vault/fault-server.ts'
 
 // Processes and threads start slowly on a busy machine.
 t.setTimeout(300_000)
@@ -48,10 +48,13 @@ t.test('a changed file is served without being told', async t => {
 
 t.test('a file that changes while the gateway starts is served in the end', async t => {
   await using upstream = await startUpstream()
-  await using vault = await startTestVault()
-  vault.put('key', 'a-key-of-the-vault')
   // The start waits for the vault, with the file read already.
-  await vault.fault('black-hole')
+  const { promise: answered, resolve: answer } = Promise.withResolvers<void>()
+  const vault = await startFaultServer(async () => {
+    await answered
+    return { headers: { ETag: '1' }, body: { value: 'a-key-of-the-vault' } }
+  })
+  t.teardown(() => vault.close())
   const consumers = [{ username: 'anna', keyauth_credentials: [{ key: '{vault://http/key}' }] }]
   const { path, write } = configFile(t, { ...proxied(upstream.url, '/old'), consumers })
   const starting = startGateway('', {
@@ -63,7 +66,7 @@ t.test('a file that changes while the gateway starts is served in the end', asyn
   })
   await until(() => vault.requests.length > 0, 'the vault to be asked')
   write({ ...proxied(upstream.url, '/new'), consumers })
-  await vault.fault(undefined)
+  answer()
   await using gateway = await starting
   await until(async () => (await gateway.fetch('/new')).status === 200, 'the new file')
   t.equal((await gateway.fetch('/old')).status, 404)
