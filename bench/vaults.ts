@@ -21,7 +21,8 @@ import {
 } from './lab.ts'
 import { COLLECTOR_PORT, type Peer, postern } from './peers/index.ts'
 
-// What references cost: while they rotate, on the request path, at start and in memory.
+// What references cost: while they rotate, on the request path, at start and in memory. Measures what
+// `npm run build` has built: npm run build && node bench/vaults.ts
 
 const ROUNDS = Number(process.env.BENCH_ROUNDS ?? 5)
 const SECONDS = Number(process.env.BENCH_SECONDS ?? 4)
