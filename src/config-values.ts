@@ -23,6 +23,7 @@ export function validateUses(
   const schemas = new Map(plugins.map(plugin => [plugin.name, plugin.schema]))
   const byEntity = Map.groupBy(uses, use => `${use.kind} ${use.id}`)
   const all = Map.groupBy(config.uses, use => `${use.kind} ${use.id}`)
+  const entityOf = entityIndex(config)
   for (const [key, concerned] of byEntity) {
     const { kind, id } = concerned[0]!
     // Certificate and key are checked together, whichever of them changed.
@@ -31,7 +32,7 @@ export function validateUses(
       use.references.some(text => lookup(text) === undefined)
     )
     const missing = new Set(unresolved.map(use => use.pointer))
-    const entity = config[kind].find(candidate => candidate.id === id)
+    const entity = entityOf(kind, id)
     if (entity === undefined) continue
     const [schema, value, base] = resolvedPart(kind, entity, schemas)
     if (schema === undefined) continue
@@ -57,6 +58,19 @@ export function validateUses(
     }
   }
   return problems
+}
+
+/** Finds entities by kind and id; each kind is gone through once, however many are asked for. */
+function entityIndex(config: Config) {
+  const byKind = new Map<ReferenceUse['kind'], Map<string, Config[ReferenceUse['kind']][number]>>()
+  return (kind: ReferenceUse['kind'], id: string) => {
+    let entities = byKind.get(kind)
+    if (entities === undefined) {
+      entities = new Map(config[kind].map(entity => [entity.id, entity]))
+      byKind.set(kind, entities)
+    }
+    return entities.get(id)
+  }
 }
 
 /** {@link validateUses} of every reference of a configuration. */
