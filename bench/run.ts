@@ -1,3 +1,4 @@
+import type { ChildProcess } from 'node:child_process'
 import { writeFileSync } from 'node:fs'
 import { cpus, release, totalmem } from 'node:os'
 import { join } from 'node:path'
@@ -6,6 +7,7 @@ import {
   closeLab,
   cpuSeconds,
   file,
+  type Load,
   load,
   type Measured,
   median,
@@ -28,6 +30,8 @@ import { picture } from './picture.ts'
 
 const ROUNDS = Number(process.env.BENCH_ROUNDS ?? 5)
 const SECONDS = Number(process.env.BENCH_SECONDS ?? 3)
+/** Seconds of load before the first round; all proxies of a scenario run then until its last. */
+const WARM_UP = Number(process.env.BENCH_WARM_UP ?? 5)
 const BASE = '@fastify/http-proxy'
 
 interface Scenario {
@@ -106,7 +110,14 @@ async function sessionOf(url: string, tls: boolean): Promise<readonly string[]> 
   return cookie === undefined ? [] : [`Cookie: ${cookie}`]
 }
 
-async function measure(peer: Peer, scenario: Scenario): Promise<Round> {
+/** A proxy that runs and is warm: what it is asked, and its process. */
+interface Warm {
+  readonly child: ChildProcess
+  readonly run: Omit<Load, 'seconds'>
+}
+
+/** Starts a proxy and loads it until its code is compiled and its memory has found its size. */
+async function warmUp(peer: Peer, scenario: Scenario): Promise<Warm> {
   const { tls, path, connections, script, headers = [] } = scenario
   const child = start(PROXY_CORE, (tls ? await withTls(peer) : peer).command, peer.env)
   const origin = tls ? `https://127.0.0.1:${peer.tlsPort}` : `http://127.0.0.1:${peer.port}`
@@ -120,14 +131,19 @@ async function measure(peer: Peer, scenario: Scenario): Promise<Round> {
       headers: ['apikey: bench-key-0', ...cookie, ...headers],
       ...(script === undefined ? {} : { script })
     }
-    await load({ ...run, seconds: 1 })
-    const before = cpuSeconds(child)
-    const measured = await load({ ...run, seconds: SECONDS })
-    const cpu = ((cpuSeconds(child) - before) / measured.requests) * 1e6
-    return { ...measured, cpu, memory: resident(child) }
-  } finally {
+    await load({ ...run, seconds: WARM_UP })
+    return { child, run }
+  } catch (error) {
     await stop(child)
+    throw error
   }
+}
+
+async function measure({ child, run }: Warm): Promise<Round> {
+  const before = cpuSeconds(child)
+  const measured = await load({ ...run, seconds: SECONDS })
+  const cpu = ((cpuSeconds(child) - before) / measured.requests) * 1e6
+  return { ...measured, cpu, memory: resident(child) }
 }
 
 function rows(rounds: ReadonlyMap<string, readonly Round[]>): readonly Row[] {
@@ -176,21 +192,20 @@ try {
   const results: Record<string, { readonly what: string; readonly rows: readonly Row[] }> = {}
   for (const scenario of scenarios) {
     if (chosen.length > 0 && !chosen.includes(scenario.name)) continue
-    const contenders = all.filter(
-      ({ missing, tlsPort }) => missing === undefined && !(scenario.tls && tlsPort === undefined)
-    )
-    const rounds = new Map<string, Round[]>(contenders.map(({ name }) => [name, []]))
-    for (let round = 0; round < ROUNDS; round++) {
-      for (const peer of [...contenders]) {
-        try {
-          rounds.get(peer.name)!.push(await measure(peer, scenario))
-        } catch (error) {
-          console.log(`left out of ${scenario.name}: ${peer.name} (${(error as Error).message})`)
-          rounds.delete(peer.name)
-          contenders.splice(contenders.indexOf(peer), 1)
-        }
+    const warm = new Map<string, Warm>()
+    for (const peer of all) {
+      if (peer.missing !== undefined || (scenario.tls && peer.tlsPort === undefined)) continue
+      try {
+        warm.set(peer.name, await warmUp(peer, scenario))
+      } catch (error) {
+        console.log(`left out of ${scenario.name}: ${peer.name} (${(error as Error).message})`)
       }
     }
+    const rounds = new Map<string, Round[]>([...warm.keys()].map(name => [name, []]))
+    for (let round = 0; round < ROUNDS; round++) {
+      for (const [name, each] of warm) rounds.get(name)!.push(await measure(each))
+    }
+    await Promise.all([...warm.values()].map(({ child }) => stop(child)))
     results[scenario.name] = { what: scenario.what, rows: rows(rounds) }
     console.log(table(scenario, results[scenario.name]!.rows))
   }
@@ -200,6 +215,7 @@ try {
     node: process.version,
     rounds: ROUNDS,
     seconds: SECONDS,
+    warm_up: WARM_UP,
     scenarios: results
   }
   if (chosen.length === 0 || process.env.BENCH_WRITE) {

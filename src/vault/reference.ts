@@ -1,3 +1,4 @@
+import { LRUCache } from 'lru-cache'
 import { InvalidReference } from '../errors.ts'
 
 /** A parsed `{vault://vault/resource/key?query#version}`. */
@@ -22,6 +23,13 @@ export interface Reference {
 
 /** Text with references in it, in order. */
 export type Template = readonly (string | Reference)[]
+
+/**
+ * What was parsed, by its text: every rotation asks for the same references again, in each thread,
+ * and parsing them was the largest part of its work. Bounded, since files come and go.
+ */
+const references = new LRUCache<string, Reference>({ max: 4096 })
+const templates = new LRUCache<string, Template>({ max: 4096 })
 
 const OPENING = '{vault://'
 /** What people write who mean a reference. */
@@ -68,6 +76,15 @@ function parseQuery(text: string, query: string): Map<string, string> {
  * escape.
  */
 export function parseReference(text: string): Reference {
+  let reference = references.get(text)
+  if (reference === undefined) {
+    reference = parse(text)
+    references.set(text, reference)
+  }
+  return reference
+}
+
+function parse(text: string): Reference {
   if (!text.startsWith(OPENING) || !text.endsWith('}')) {
     throw invalid(text, 'not a reference', FULL_FORM)
   }
@@ -164,6 +181,15 @@ export function looksLikeReference(text: string): boolean {
  * as if they were the secret.
  */
 export function parseTemplate(text: string): Template | undefined {
+  const known = templates.get(text)
+  if (known !== undefined) return known
+  const template = takeApart(text)
+  // Text without references may be a secret itself, and is not kept.
+  if (template !== undefined) templates.set(text, template)
+  return template
+}
+
+function takeApart(text: string): Template | undefined {
   if (text.trimStart().startsWith('vault://')) {
     throw invalid(text, 'a reference stands in braces', `{${text.trim()}}`)
   }
@@ -205,7 +231,7 @@ export function parseTemplate(text: string): Template | undefined {
   if (only.length === 1 && parts.length > 1) {
     throw invalid(text, 'spaces around a reference would become part of the value', text.trim())
   }
-  return parts
+  return Object.freeze(parts)
 }
 
 /**
