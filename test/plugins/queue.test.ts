@@ -44,8 +44,9 @@ class Collector implements Sink {
   }
 
   async send(entries: readonly Buffer[], signal: AbortSignal): Promise<void> {
+    const texts = entries.map(String)
     await this.answer(++this.attempts, signal)
-    this.batches.push(entries.map(String))
+    this.batches.push(texts)
   }
 
   async close(): Promise<void> {
