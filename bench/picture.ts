@@ -48,6 +48,7 @@ export function picture({ date, machine, scenarios }: Pictured): string {
     y += 26
   }
   return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${y + 8}" font-family="system-ui,sans-serif" font-size="13">
+<title>Throughput on one core, relative to stock @fastify/http-proxy</title>
 <style>text{fill:#24292f}.h{font-weight:600}.d{fill:#6e7781}.o{fill:#1f6feb}.p{fill:#b8c0c8}.bg{fill:#fff}@media(prefers-color-scheme:dark){text{fill:#e6edf3}.d{fill:#8d96a0}.p{fill:#4d5560}.bg{fill:#0d1117}}</style>
 <rect class="bg" width="100%" height="100%"/>
 <text x="20" y="28" font-size="16" class="h">Throughput on one core, relative to stock @fastify/http-proxy</text>
