@@ -1,10 +1,11 @@
 import type { ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
-import net from 'node:net'
+import type net from 'node:net'
 import { join } from 'node:path'
 import {
   answering,
   closeLab,
+  connectFrom,
   median,
   need,
   PROXY_CORE,
@@ -25,12 +26,7 @@ need('nginx', 'taskset')
 
 /** Opens a connection from its own loopback address and has one request answered on it. */
 async function open(port: number, index: number): Promise<net.Socket> {
-  const socket = net.connect({
-    host: '127.0.0.1',
-    port,
-    localAddress: `127.0.0.${2 + (index % 50)}`
-  })
-  await once(socket, 'connect')
+  const socket = await connectFrom(port, index)
   socket.write('GET / HTTP/1.1\r\nHost: bench\r\n\r\n')
   await once(socket, 'data')
   return socket

@@ -2,6 +2,7 @@ import { type ChildProcess, execFile, spawn, spawnSync } from 'node:child_proces
 import { once } from 'node:events'
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { Agent, request } from 'node:https'
+import { connect, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
@@ -67,6 +68,14 @@ export async function stop(child: ChildProcess): Promise<void> {
 export async function closeLab(): Promise<void> {
   await Promise.all([...running].map(stop))
   rmSync(directory, { recursive: true, force: true })
+}
+
+/** Connects to a local port from one of fifty loopback addresses, so that ports suffice for thousands. */
+export async function connectFrom(port: number, index: number): Promise<Socket> {
+  const localAddress = `127.0.0.${2 + (index % 50)}`
+  const socket = connect({ host: '127.0.0.1', port, localAddress })
+  await once(socket, 'connect')
+  return socket
 }
 
 /** Waits until `url` answers 200; gives how many milliseconds after `since` that was. */

@@ -1,7 +1,17 @@
 import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
-import net from 'node:net'
-import { closeLab, file, need, OTHER_CORE, PROXY_CORE, resident, root, start } from './lab.ts'
+import type net from 'node:net'
+import {
+  closeLab,
+  connectFrom,
+  file,
+  need,
+  OTHER_CORE,
+  PROXY_CORE,
+  resident,
+  root,
+  start
+} from './lab.ts'
 import { postern } from './peers/index.ts'
 
 // What an idle WebSocket costs: one connection of the client and one to the upstream.
@@ -29,12 +39,7 @@ const ECHO = Buffer.from([0x81, 0x04, ...Buffer.from('ping')])
 
 /** Opens a WebSocket from its own loopback address; rejects what is not answered 101. */
 async function open(port: number, index: number): Promise<net.Socket> {
-  const socket = net.connect({
-    host: '127.0.0.1',
-    port,
-    localAddress: `127.0.0.${2 + (index % 50)}`
-  })
-  await once(socket, 'connect')
+  const socket = await connectFrom(port, index)
   socket.write(HANDSHAKE)
   const [answer] = (await once(socket, 'data')) as [Buffer]
   if (!answer.toString('latin1').startsWith('HTTP/1.1 101 ')) throw new Error(`${answer}`)

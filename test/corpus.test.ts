@@ -10,6 +10,7 @@ import type { Duplex } from 'node:stream'
 import t, { type Test } from 'tap'
 import { corpus } from './corpus.ts'
 import { startGateway, until } from './harness.ts'
+import { freePort } from './ports.ts'
 import { raw, statuses } from './raw.ts'
 
 /** What one upstream connection carried. */
@@ -239,15 +240,6 @@ DocumentRoot ${directory}
     }
   }
 ]
-
-async function freePort(): Promise<number> {
-  const server = net.createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  server.close()
-  await once(server, 'close')
-  return port
-}
 
 async function replay(t: Test, { name, binary, configure }: Oracle): Promise<void> {
   const directory = await mkdtemp(join(tmpdir(), 'postern-oracle-'))

@@ -2,12 +2,12 @@ import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { accessSync, constants } from 'node:fs'
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
-import { type AddressInfo, createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { delimiter, join } from 'node:path'
 import { createClient } from '@redis/client'
 import { certificateFor } from './certificates.ts'
 import { until } from './harness.ts'
+import { freePort } from './ports.ts'
 
 const external = process.env.POSTERN_TEST_REDIS_URL
 const executable = findExecutable('redis-server', 'valkey-server')
@@ -197,15 +197,6 @@ async function commandOn(url: string, words: readonly string[]): Promise<unknown
   } finally {
     client.destroy()
   }
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  server.close()
-  await once(server, 'close')
-  return port
 }
 
 function findExecutable(...names: readonly string[]): string | undefined {

@@ -1,3 +1,5 @@
+import { isAll, VALUE } from './bytes.ts'
+
 /** What the header fields towards an upstream are made of. */
 export interface UpstreamHeadersInput {
   /** The client's fields, flat, as received. */
@@ -227,11 +229,7 @@ const RESPONSE_HOP_BY_HOP = new Set([
 
 /** Whether a field value may be sent on: no control characters but tab (RFC 9110 §5.5). */
 export function isFieldValue(value: string): boolean {
-  for (let i = 0; i < value.length; i++) {
-    const code = value.charCodeAt(i)
-    if ((code < 32 && code !== 9) || code === 127 || code > 255) return false
-  }
-  return true
+  return isAll(value, VALUE)
 }
 
 const text = (value: Buffer | string): string =>

@@ -6,7 +6,8 @@ import {
   SecretsManagerClient,
   UpdateSecretVersionStageCommand
 } from '@aws-sdk/client-secrets-manager'
-import { freePort, startServer } from './server.ts'
+import { freePort } from '../ports.ts'
+import { startServer } from './server.ts'
 
 export const REGION = 'eu-central-1'
 export const KEYS = { access_key_id: 'test', secret_access_key: 'test' }

@@ -3,8 +3,9 @@ import { Agent, request as httpsRequest } from 'node:https'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { until } from '../harness.ts'
+import { freePort } from '../ports.ts'
 import { type Answer, type HcvServer, ROOT_TOKEN } from '../vault/hcv-server.ts'
-import { freePort, type LiveServer, startServer } from './server.ts'
+import { type LiveServer, startServer } from './server.ts'
 
 /** A real OpenBao in development mode: unsealed, in memory, with the same root token as the fake. */
 export interface OpenBao extends LiveServer, HcvServer {}

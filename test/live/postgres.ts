@@ -2,7 +2,8 @@ import { execFileSync } from 'node:child_process'
 import { chownSync, mkdtempSync, realpathSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
-import { findServer, freePort, type LiveServer, startServer } from './server.ts'
+import { freePort } from '../ports.ts'
+import { findServer, type LiveServer, startServer } from './server.ts'
 
 const PASSWORD = 'postern'
 

@@ -1,7 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { accessSync, constants, globSync } from 'node:fs'
-import { type AddressInfo, createServer } from 'node:net'
 import { delimiter, join } from 'node:path'
 import { until } from '../harness.ts'
 
@@ -30,16 +29,6 @@ export function findServer(name: string): string | undefined {
 export function missing(...names: readonly string[]): string | false {
   const absent = names.filter(name => findServer(name) === undefined)
   return absent.length > 0 && `${absent.join(', ')} not found; .ci/live-servers installs it`
-}
-
-/** A TCP port nothing listened on a moment ago. */
-export async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  server.close()
-  await once(server, 'close')
-  return port
 }
 
 /** A real server that runs for a test. */

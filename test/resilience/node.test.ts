@@ -1,11 +1,11 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { closeSync, existsSync, mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs'
-import { type AddressInfo, createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
 import { startGateway, startUpstream, until } from '../harness.ts'
+import { freePort } from '../ports.ts'
 import { cleanEnvironment } from '../process.ts'
 import { redisBlock, startRedis, withoutRedisServer } from '../redis.ts'
 import { startTraffic } from '../traffic.ts'
@@ -72,15 +72,6 @@ await t.test('data-plane threads are killed, one after the other', async t => {
 })
 
 const full = existsSync('/dev/full') ? false : 'needs /dev/full'
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  server.close()
-  await once(server, 'close')
-  return port
-}
 
 await t.test(
   'the disk of the log is full, and that of the vault cache',

@@ -2,7 +2,7 @@ import type { IncomingHttpHeaders } from 'node:http'
 import type { Socket } from 'node:net'
 import type { Readable } from 'node:stream'
 import { errors } from 'undici'
-import { isAll, TARGET, TOKEN, VALUE } from './bytes.ts'
+import { isAll, TARGET, TOKEN, VALUE } from '../bytes.ts'
 import type { Call } from './call.ts'
 import { ResponseReader, type ResponseSink } from './response-reader.ts'
 

@@ -1,5 +1,5 @@
 import { errors } from 'undici'
-import { isAll, TOKEN, VALUE } from './bytes.ts'
+import { isAll, TOKEN, VALUE } from '../bytes.ts'
 
 /** What a {@link ResponseReader} tells. Arrays are flat: name, value, name, value, … as received. */
 export interface ResponseSink {

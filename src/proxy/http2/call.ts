@@ -7,6 +7,7 @@ import {
 } from 'node:http2'
 import type { Readable } from 'node:stream'
 import { type Dispatcher, errors } from 'undici'
+import { isAll, TARGET, VALUE } from '../bytes.ts'
 import type { PooledCall } from '../pool.ts'
 
 /** Fields of HTTP/1.1 that a connection of HTTP/2 must not have (RFC 9113 §8.2.2). */
@@ -19,10 +20,6 @@ const CONNECTION_FIELDS = new Set([
   'upgrade'
 ])
 
-/** What an upstream that speaks HTTP/1.1 further on could read as more than a value or a target. */
-const UNSAFE_VALUE = /[^\t\x20-\x7e\x80-\xff]/
-const UNSAFE_TARGET = /[^!-~\x80-\xff]/
-
 /** Fields that tell how a gRPC call ended; without a body they come in the head. */
 const GRPC_ENDING = new Set(['grpc-status', 'grpc-message', 'grpc-status-details-bin'])
 
@@ -32,7 +29,7 @@ function requestHeaders(
   scheme: string
 ): OutgoingHttpHeaders {
   const flat = headers as readonly string[]
-  if (UNSAFE_TARGET.test(path)) throw new errors.InvalidArgumentError('invalid request path')
+  if (!isAll(path, TARGET)) throw new errors.InvalidArgumentError('invalid request path')
   const fields: OutgoingHttpHeaders = Object.create(null)
   fields[constants.HTTP2_HEADER_METHOD] = method
   fields[constants.HTTP2_HEADER_SCHEME] = scheme
@@ -40,7 +37,7 @@ function requestHeaders(
   for (let i = 0; i < flat.length; i += 2) {
     const name = flat[i]!.toLowerCase()
     const value = flat[i + 1]!
-    if (UNSAFE_VALUE.test(value)) throw new errors.InvalidArgumentError(`invalid ${name} header`)
+    if (!isAll(value, VALUE)) throw new errors.InvalidArgumentError(`invalid ${name} header`)
     if (name === 'host') fields[constants.HTTP2_HEADER_AUTHORITY] = value
     if (CONNECTION_FIELDS.has(name)) continue
     const before = fields[name]
