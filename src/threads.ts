@@ -127,7 +127,7 @@ export class Threads {
       failure: undefined
     }
     this.#threads.set(number, thread)
-    const bornAt = Date.now()
+    const bornAt = performance.now()
     worker.on('error', error => {
       thread.failure = error
       log.error({ thread: number, err: error }, 'a data-plane thread failed')
@@ -137,7 +137,7 @@ export class Threads {
       addTo(this.#ended, counts)
       if (this.#closing || !thread.listening) return
       const delay =
-        Date.now() - bornAt > MAX_RESTART_DELAY
+        performance.now() - bornAt > MAX_RESTART_DELAY
           ? 0
           : Math.min(100 * 2 ** attempt, MAX_RESTART_DELAY)
       log.error({ thread: number }, 'a data-plane thread ended and is replaced')

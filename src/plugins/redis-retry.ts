@@ -32,7 +32,7 @@ export class RedisRetry<C> {
   async #after(refused: C, error: unknown): Promise<C> {
     if (!(error instanceof RedisDenied)) throw error
     if (this.#renewing === undefined) {
-      if (Date.now() < this.#next) throw error
+      if (performance.now() < this.#next) throw error
       this.#renewing = this.#renewOnce(refused)
     }
     const connection = await this.#renewing
@@ -45,7 +45,7 @@ export class RedisRetry<C> {
       return await this.#renew(refused)
     } finally {
       this.#renewing = undefined
-      this.#next = Math.max(this.#next, Date.now() + PAUSE)
+      this.#next = Math.max(this.#next, performance.now() + PAUSE)
     }
   }
 }

@@ -10,7 +10,7 @@ export interface Candidate {
   readonly available: boolean
   /** Requests this thread has under way to it. Changes. */
   readonly inFlight: number
-  /** Moving average of its response time in milliseconds, and when it last changed. Change. */
+  /** Moving average of its response time, and when that last changed by the clock of the node, in milliseconds. Change. */
   readonly latency: number
   readonly latencyAt: number
 }

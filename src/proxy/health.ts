@@ -82,7 +82,7 @@ export class HealthSlot {
     return this.#floats[(this.#base + LATENCY) >> 1]!
   }
 
-  /** Epoch milliseconds of its last change. */
+  /** When it last changed, by the clock of the node. */
   get latencyAt(): number {
     return this.#floats[(this.#base + LATENCY_AT) >> 1]!
   }

@@ -5,6 +5,7 @@ import type { BalancedRequest, Balancer, Candidate } from './balancer.ts'
 import { algorithms, type BalancerFactory } from './balancers/index.ts'
 import { peakEwma } from './balancers/latency.ts'
 import { roundRobin } from './balancers/round-robin.ts'
+import { nodeClock } from './clock.ts'
 import { type Answer, type Resolver, sameAddresses } from './dns.ts'
 import { type Endpoint, type Place, placeOf } from './endpoints.ts'
 import {
@@ -295,7 +296,7 @@ export class Targets {
     if (state === undefined) return
     if (this.#upstream!.algorithm === 'latency') {
       const { slot } = state
-      const now = Date.now()
+      const now = nodeClock()
       slot.setLatency(peakEwma(slot.latency, slot.latencyAt, milliseconds, now), now)
     }
     if (this.#passive === undefined) return

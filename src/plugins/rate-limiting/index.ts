@@ -114,7 +114,7 @@ function createReport({ log, scope }: Context<Config>): (error: Error, exchange:
   let unsaid = 0
   return (error, exchange) => {
     unsaid++
-    const now = Date.now()
+    const now = performance.now()
     if (now < next) return
     log.error(
       {

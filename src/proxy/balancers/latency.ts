@@ -1,4 +1,5 @@
 import type { Balancer, Candidate } from '../balancer.ts'
+import { nodeClock } from '../clock.ts'
 import { lowestScore } from './lowest-score.ts'
 
 /** Milliseconds in which a sample loses all but 1/e of its weight. */
@@ -27,7 +28,7 @@ interface Unknown {
  */
 export function latency<C extends Candidate>(candidates: readonly C[]): Balancer<C> {
   let mean = 0
-  let now = Date.now()
+  let now = nodeClock()
   const unknown = new Map<C, Unknown>(candidates.map(each => [each, { since: now, turns: 0 }]))
   const faded = (value: number, since: number): number =>
     value * Math.exp(-Math.max(0, now - since) / DECAY)
@@ -42,7 +43,7 @@ export function latency<C extends Candidate>(candidates: readonly C[]): Balancer
   )
   return {
     pick(request, tried) {
-      now = Date.now()
+      now = nodeClock()
       let sum = 0
       let known = 0
       for (const candidate of candidates) {

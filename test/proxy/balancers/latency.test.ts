@@ -1,5 +1,6 @@
 import t from 'tap'
 import { latency, peakEwma } from '../../../src/proxy/balancers/latency.ts'
+import { nodeClock } from '../../../src/proxy/clock.ts'
 import { until } from '../../harness.ts'
 import { balanced, balancerContract, candidates, distribution } from './contract.ts'
 
@@ -17,7 +18,7 @@ await t.test('a slower sample counts at once, a faster one by the time since the
 
 await t.test('the fastest for its weight and its requests under way', async t => {
   const all = candidates(100, 100, 100)
-  const now = Date.now()
+  const now = nodeClock()
   for (const [index, milliseconds] of [30, 10, 20].entries()) {
     all[index]!.latency = milliseconds
     all[index]!.latencyAt = now
@@ -35,7 +36,7 @@ await t.test(
   'a new one begins at the mean, a slow one is tried again when its average has faded',
   async t => {
     const all = candidates(100, 100, 100)
-    const now = Date.now()
+    const now = nodeClock()
     all[0]!.latency = 10
     all[1]!.latency = 1000
     all[0]!.latencyAt = now
@@ -54,10 +55,31 @@ await t.test('one that has not answered gets its turn, and few while it never an
   const pick = () => balancer.pick(balanced(), undefined)
   // The other is asked again and again, so that its average does not fade.
   all[0]!.latency = 10
-  all[0]!.latencyAt = Date.now() + 60_000
+  all[0]!.latencyAt = nodeClock() + 60_000
   await until(() => pick() === all[1], 'its turn')
   for (let i = 0; i < 100; i++) if (pick() === all[1]) t.fail('another turn at once')
   all[1]!.latency = 5
-  all[1]!.latencyAt = Date.now()
+  all[1]!.latencyAt = nodeClock()
   t.equal(pick(), all[1], 'it has answered, and sooner')
+})
+
+await t.test('the time of day may be set without anyone noticing', async t => {
+  const all = candidates(100, 100)
+  const balancer = latency(all)
+  const now = nodeClock()
+  for (const [index, milliseconds] of [1000, 10].entries()) {
+    all[index]!.latency = milliseconds
+    all[index]!.latencyAt = now
+  }
+  const time = Date.now
+  t.teardown(() => {
+    Date.now = time
+  })
+  for (const leap of [-86_400_000, 86_400_000]) {
+    Date.now = () => time() + leap
+    t.same(distribution(balancer, all, 10), [0, 10])
+    all[0]!.latencyAt = now - 120_000
+    t.equal(balancer.pick(balanced(), undefined), all[0], 'its average has faded')
+    all[0]!.latencyAt = now
+  }
 })
