@@ -657,7 +657,7 @@ class ControlThread implements Gateway {
         version,
         uptime: Math.round((performance.now() - this.#began) / 1000),
         workers: { configured: this.settings.workers, serving: this.#threads?.serving ?? 0 },
-        ...(this.#threads === undefined ? {} : await this.#threads.stats()),
+        ...(await this.#traffic()),
         memory: process.memoryUsage.rss(),
         configuration: {
           file: this.#loaded?.config.file,
@@ -697,15 +697,26 @@ class ControlThread implements Gateway {
     }
   }
 
+  /** What the data-plane threads do now, in sum, and how late each of them is. */
+  async #traffic() {
+    const stats = [...((await this.#threads?.stats()) ?? [])]
+    return {
+      inFlight: stats.reduce((sum, [, { inFlight }]) => sum + inFlight, 0),
+      webSockets: stats.reduce((sum, [, { webSockets }]) => sum + webSockets, 0),
+      event_loop_delay: stats.map(([thread, { delay }]) => ({ thread, ...delay }))
+    }
+  }
+
   async #renderMetrics(): Promise<string> {
     const { config, set } = this.#loaded ?? {}
-    const stats = await this.#threads?.stats()
+    const { inFlight, webSockets, event_loop_delay } = await this.#traffic()
     return this.#metrics.render({
       version,
       startedAt: this.#startedAt,
       workers: { configured: this.settings.workers, serving: this.#threads?.serving ?? 0 },
-      inFlight: stats?.inFlight ?? 0,
-      webSockets: stats?.webSockets ?? 0,
+      inFlight,
+      webSockets,
+      delays: event_loop_delay,
       requests: this.#threads?.counts ?? createCounts(),
       entities: config === undefined ? {} : countEntities(config),
       lastReload: this.#lastReload,

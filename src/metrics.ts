@@ -1,3 +1,4 @@
+import type { LoopDelay } from './loop-delay.ts'
 import { type RequestCounts, SECONDS } from './proxy/counts.ts'
 import type { Observe, VaultEvent } from './vault/observation.ts'
 import type { ReferenceStatus, VaultHealth } from './vault/vaults.ts'
@@ -22,6 +23,8 @@ export interface MetricsState {
   readonly workers: { readonly configured: number; readonly serving: number }
   readonly inFlight: number
   readonly webSockets: number
+  /** Of each data-plane thread. */
+  readonly delays: readonly (LoopDelay & { readonly thread: number })[]
   /** Sum of the counts of all threads. */
   readonly requests: RequestCounts
   readonly entities: Readonly<Record<string, number>>
@@ -100,7 +103,7 @@ export class Metrics {
     text.sample({ state: 'serving' }, workers.serving)
   }
 
-  #traffic(text: Exposition, { requests, inFlight, webSockets }: MetricsState): void {
+  #traffic(text: Exposition, { requests, inFlight, webSockets, delays }: MetricsState): void {
     text.family('postern_requests_total', 'counter', 'Requests answered, by class of status.')
     let count = 0
     for (const digit of [1, 2, 3, 4, 5, 0]) {
@@ -114,6 +117,16 @@ export class Metrics {
     text.sample({}, inFlight)
     text.family('postern_websockets_open', 'gauge', 'WebSocket connections.')
     text.sample({}, webSockets)
+    text.family(
+      'postern_event_loop_delay_seconds',
+      'gauge',
+      'How late each data-plane thread runs what is due, of the last 30 to 60 seconds.'
+    )
+    for (const { thread, p50, p99, max } of delays) {
+      text.sample({ thread: `${thread}`, quantile: '0.5' }, p50)
+      text.sample({ thread: `${thread}`, quantile: '0.99' }, p99)
+      text.sample({ thread: `${thread}`, quantile: '1' }, max)
+    }
   }
 
   #configuration(text: Exposition, state: MetricsState): void {

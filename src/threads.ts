@@ -6,7 +6,7 @@ import type { Logger } from './plugins/plugin.ts'
 import { createCounts, type RequestCounts } from './proxy/counts.ts'
 import type { Answer } from './proxy/dns.ts'
 import type { Settings } from './settings.ts'
-import type { ControlCalls, Update, WorkerCalls, WorkerData } from './worker.ts'
+import type { ControlCalls, ThreadStats, Update, WorkerCalls, WorkerData } from './worker.ts'
 
 export interface ThreadsOptions {
   readonly settings: Settings
@@ -215,19 +215,15 @@ export class Threads {
     return sum
   }
 
-  async stats(): Promise<{ readonly inFlight: number; readonly webSockets: number }> {
-    const each = await Promise.allSettled(
-      [...this.#threads.values()].map(({ calls }) => calls.stats())
-    )
-    let inFlight = 0
-    let webSockets = 0
-    for (const result of each) {
-      if (result.status === 'fulfilled') {
-        inFlight += result.value.inFlight
-        webSockets += result.value.webSockets
-      }
+  /** What each thread that answers tells of itself, by its number. */
+  async stats(): Promise<ReadonlyMap<number, ThreadStats>> {
+    const threads = [...this.#threads.values()]
+    const told = await Promise.allSettled(threads.map(({ calls }) => calls.stats()))
+    const stats = new Map<number, ThreadStats>()
+    for (const [index, result] of told.entries()) {
+      if (result.status === 'fulfilled') stats.set(threads[index]!.number, result.value)
     }
-    return { inFlight, webSockets }
+    return stats
   }
 
   /** Drains every thread, at most `timeout` milliseconds, then ends it. */

@@ -2,6 +2,7 @@ import { parentPort, workerData } from 'node:worker_threads'
 import { serveCalls } from './calls.ts'
 import { type Generation, type ListenerTls, maskSecrets, type SecretState } from './generation.ts'
 import { createLogger, logWarnings } from './log.ts'
+import { type LoopDelay, LoopDelayMonitor } from './loop-delay.ts'
 import { keepTickShape, releaseLoadGarbage } from './memory.ts'
 import { plugins } from './plugins/index.ts'
 import { Kept } from './plugins/instance.ts'
@@ -37,6 +38,13 @@ export interface WorkerData {
   readonly ticketKeys: Uint8Array
 }
 
+/** What a data-plane thread tells of itself. */
+export interface ThreadStats {
+  readonly inFlight: number
+  readonly webSockets: number
+  readonly delay: LoopDelay
+}
+
 /** What the control thread asks of a data-plane thread. */
 export interface WorkerCalls {
   /** Opens the listeners; gives their ports. */
@@ -49,7 +57,7 @@ export interface WorkerCalls {
   abort(): Promise<void>
   /** The addresses of a host name changed. */
   nameChanged(host: string, answer: Answer): void
-  stats(): { readonly inFlight: number; readonly webSockets: number }
+  stats(): ThreadStats
   /** Stops accepting, waits for requests in flight up to `timeout` milliseconds, then closes. */
   close(timeout: number): Promise<void>
 }
@@ -87,7 +95,11 @@ const control = serveCalls<WorkerCalls, ControlCalls>(parentPort!, {
   commit,
   abort,
   nameChanged: (host, answer) => resolver.update(host, answer),
-  stats: () => ({ inFlight: handler.inFlight, webSockets: webSockets.open }),
+  stats: () => ({
+    inFlight: handler.inFlight,
+    webSockets: webSockets.open,
+    delay: loopDelay.read()
+  }),
   close
 })
 
@@ -157,6 +169,7 @@ const handler = new Handler(
   () => current
 )
 const webSockets = new WebSockets(handler, settings.maxWebSocketMessage)
+const loopDelay = new LoopDelayMonitor()
 
 function maskGeneration({ secrets, tls }: Generation): void {
   maskSecrets(secrets)

@@ -17,6 +17,7 @@ const IDLE: MetricsState = {
   workers: { configured: 2, serving: 1 },
   inFlight: 0,
   webSockets: 0,
+  delays: [],
   requests: createCounts(),
   entities: {},
   lastReload: undefined,
@@ -61,7 +62,8 @@ t.test('requests are counted by class, and their time summed', async t => {
   const counts = createCounts()
   for (const status of [101, 200, 204, 301, 404, 499, 500, 503, 0, 700])
     countRequest(counts, status, 500)
-  const samples = parse(new Metrics().render({ ...IDLE, requests: counts, inFlight: 3 }))
+  const delays = [{ thread: 2, p50: 0.001, p99: 0.02, max: 0.5 }]
+  const samples = parse(new Metrics().render({ ...IDLE, requests: counts, inFlight: 3, delays }))
   const classes = ['1xx', '2xx', '3xx', '4xx', '5xx', 'other']
   t.same(
     classes.map(each => samples.get(`postern_requests_total{class="${each}"}`)),
@@ -70,6 +72,12 @@ t.test('requests are counted by class, and their time summed', async t => {
   t.equal(samples.get('postern_request_duration_seconds_sum'), 5)
   t.equal(samples.get('postern_request_duration_seconds_count'), 10)
   t.equal(samples.get('postern_requests_in_flight'), 3)
+  t.same(
+    ['0.5', '0.99', '1'].map(quantile =>
+      samples.get(`postern_event_loop_delay_seconds{thread="2",quantile="${quantile}"}`)
+    ),
+    [0.001, 0.02, 0.5]
+  )
   t.equal(samples.get('postern_workers{state="serving"}'), 1)
   t.equal(samples.get(`postern_build_info{version="1.2.3",node="${process.versions.node}"}`), 1)
 })
@@ -182,6 +190,9 @@ t.test('a running gateway shows its traffic, reloads, secrets and certificates',
   t.equal(samples.get('postern_requests_total{class="2xx"}'), 1, 'dead threads count')
   t.equal(samples.get('postern_requests_total{class="4xx"}'), 1)
   t.ok(samples.get('postern_request_duration_seconds_sum')! > 0)
+  const delay = [...samples].filter(([name]) => name.startsWith('postern_event_loop_delay_seconds'))
+  t.ok(delay.length >= 3)
+  for (const [name, seconds] of delay) t.ok(seconds >= 0 && seconds < 60, name)
   // The file is watched too, so each may have been counted twice.
   t.ok(samples.get('postern_config_reloads_total{result="ok"}')! >= 1)
   t.ok(samples.get('postern_config_reloads_total{result="refused"}')! >= 1)

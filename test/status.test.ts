@@ -268,6 +268,7 @@ t.test('of a running gateway', async t => {
     version: /^\d/,
     workers: { configured: 1, serving: 1 },
     inFlight: 0,
+    event_loop_delay: [{ thread: 1, p50: Number, p99: Number, max: Number }],
     configuration: { loads: 1, services: 1, routes: 1, plugins: 1 }
   })
   const ready = await gateway.status('/status/ready')
