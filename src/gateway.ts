@@ -131,6 +131,8 @@ class ControlThread implements Gateway {
   #certificates: readonly CertificateExpiry[] | undefined
   #draining = false
   #loads = 0
+  /** Number of the change under way, or of the last one. */
+  #change = 0
   readonly #graces = new Map<string, NodeJS.Timeout>()
   readonly #refreshes = new Map<
     string,
@@ -344,6 +346,7 @@ class ControlThread implements Gateway {
 
   /** What the references of a configuration stand for. Throws ConfigError where that does not do. */
   async #resolve(loaded: Loaded, atStart = false): Promise<ReadonlyMap<string, SecretState>> {
+    this.#change++
     const outcomes = await resolveAll(loaded, this.#live.references, { lastKnownGood: atStart })
     const problems = problemsOf(loaded.config, outcomes)
     if (problems.length > 0) {
@@ -468,9 +471,9 @@ class ControlThread implements Gateway {
       return { failure: redactor.text(`${outcome.state}: ${outcome.message}`) }
     }
     const before = this.#secrets.get(text)
-    if (before === undefined || 'failure' in before) return { value: outcome.value }
-    if (before.value === outcome.value) return before
-    return { value: outcome.value, previous: before.value }
+    const now = { value: outcome.value, since: this.#change }
+    if (before === undefined || 'failure' in before) return now
+    return before.value === outcome.value ? before : { ...now, previous: before.value }
   }
 
   /** Makes a configuration the running one, and follows its vaults. */
@@ -511,7 +514,8 @@ class ControlThread implements Gateway {
       void this.#exclusively(async () => {
         const now = this.#secrets.get(text)
         if (now === undefined || 'failure' in now || now.previous === undefined) return
-        await this.#apply(new Map([[text, { value: now.value }]]))
+        const { previous: _over, ...rest } = now
+        await this.#apply(new Map([[text, rest]]))
       }).catch(error =>
         this.#log.error({ err: error, reference: text }, 'a grace period could not be ended')
       )
@@ -523,6 +527,7 @@ class ControlThread implements Gateway {
   /** Brings new states of references into force, or rejects and changes nothing. */
   async #publish(changes: ReadonlyMap<string, Outcome>): Promise<void> {
     const { config } = this.#loaded!
+    this.#change++
     // Before anything can complain about them.
     maskOutcomes(changes, 'candidate ')
     const states = new Map(

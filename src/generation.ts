@@ -2,12 +2,12 @@ import type { Config, ReferenceUse } from './config.ts'
 import type { WatchedConfig } from './proxy/upstream-control.ts'
 import { redactor } from './redaction.ts'
 import { type Certificate, CertificateSchema } from './schema/entities.ts'
-import { resolveFields } from './schema/referenceable.ts'
+import { type ResolvedField, resolveFields } from './schema/referenceable.ts'
 import { parseTemplate } from './vault/reference.ts'
 
-/** What a reference stands for now: its value, or why there is none. */
+/** What a reference stands for now: its value, or why there is none; see `Secret` for the members. */
 export type SecretState =
-  | { readonly value: string; readonly previous?: string }
+  | { readonly value: string; readonly previous?: string; readonly since: number }
   | { readonly failure: string }
 
 /** Every reference of a configuration, by its text, with its state. Crosses threads as plain data. */
@@ -72,15 +72,13 @@ export function missingReason(
  * The text of a referenceable field with its references replaced, and the same with their previous
  * values where there are any. Resolved values are never looked into for further references.
  */
-export function resolveTemplate(
-  template: string,
-  secrets: Secrets
-): { readonly value: string; readonly previous?: string } {
+export function resolveTemplate(template: string, secrets: Secrets): ResolvedField {
   const parts = parseTemplate(template)
   if (parts === undefined) return { value: template }
   let value = ''
   let previous = ''
   let rotated = false
+  let since = 0
   for (const part of parts) {
     if (typeof part === 'string') {
       value += part
@@ -93,8 +91,9 @@ export function resolveTemplate(
     value += state.value
     previous += state.previous ?? state.value
     if (state.previous !== undefined) rotated = true
+    since = Math.max(since, state.since)
   }
-  return rotated ? { value, previous } : { value }
+  return rotated ? { value, previous, since } : { value, since }
 }
 
 /** What the control thread watches of a generation's upstreams. */

@@ -118,6 +118,50 @@ await t.test(
   }
 )
 
+await t.test('a name and its password from one secret verify as pairs of one version', async t => {
+  const secrets = await secretsFolder(t.teardown)
+  const put = (n: number): Promise<void> =>
+    secrets.write('pair.json', JSON.stringify({ user: `user-${n}`, password: `password-${n}` }))
+  await put(1)
+  await using upstream = await startUpstream()
+  await using gateway = await startGateway(
+    {
+      services: [
+        {
+          name: 'echo',
+          url: upstream.url,
+          routes: [{ name: 'echo', paths: ['/'] }],
+          plugins: [{ name: 'basic-auth' }]
+        }
+      ],
+      consumers: [
+        {
+          username: 'anna',
+          basicauth_credentials: [
+            {
+              // Its grace ends first, and even then its successor must not take the former password.
+              username: '{vault://fs/pair.json/user?grace=1}',
+              password: '{vault://fs/pair.json/password}'
+            }
+          ]
+        }
+      ]
+    },
+    { env: { POSTERN_VAULT_FS_PREFIX: secrets.root } }
+  )
+  const status = async (user: number, password: number): Promise<number> => {
+    const authorization = basic(`user-${user}`, `password-${password}`)
+    return (await gateway.fetch('/', { headers: { authorization } })).status
+  }
+  await put(2)
+  await until(async () => (await status(2, 2)) === 200, 'the new pair to be taken over')
+  t.equal(await status(2, 1), 401, 'the new name with the former password')
+  t.equal(await status(1, 2), 401, 'the former name with the new password')
+  await until(async () => (await status(1, 1)) === 401, 'the grace of the name to end')
+  t.equal(await status(2, 1), 401, 'the new name with the former password, which has grace still')
+  t.equal(await status(2, 2), 200)
+})
+
 await t.test('a value that does not fit its field changes nothing', async t => {
   const secrets = await secretsFolder(t.teardown)
   await using upstream = await startUpstream()

@@ -77,12 +77,13 @@ function authenticate(exchange: Exchange, hide: boolean): Authenticated | Reject
     credential = given === undefined ? undefined : directory.basicAuth(given.username)
   }
   if (given === undefined) return 'Unauthorized'
-  if (!directory.passwordHolds(credential, given.password) || credential === undefined) {
+  const { username, password } = given
+  if (!directory.passwordHolds(credential, username, password) || credential === undefined) {
     return 'Unauthorized'
   }
   const consumer = directory.consumer(credential.consumer.id)
   if (consumer === undefined) return 'Unauthorized'
-  return { consumer, credential, identifier: given.username }
+  return { consumer, credential, identifier: username }
 }
 
 function read(exchange: Exchange, name: string, hide: boolean): UserPass | undefined {

@@ -12,13 +12,19 @@ export interface DirectoryEntities {
   readonly acls: readonly Acl[]
 }
 
+/** Digests of the passwords that hold; both the same when there is but one. */
+type Digests = readonly [Buffer, Buffer]
+
 /** How to recognise one password: what a candidate is salted and hashed with, and what must result. */
 interface Verifier {
   readonly algorithm: 'sha1' | 'sha256'
   readonly salt: string
-  readonly current: Buffer
-  /** The same as `current` when there is no former password. */
-  readonly previous: Buffer
+  /** The current name of the user. */
+  readonly username: string
+  /** What holds with the current name. */
+  readonly current: Digests
+  /** What holds with the former name. */
+  readonly former: Digests
 }
 
 const NO_GROUPS: readonly string[] = []
@@ -75,9 +81,9 @@ export function createDirectory(entities: DirectoryEntities): Directory {
     consumer: idOrUsername => byId.get(idOrUsername) ?? byUsername.get(idOrUsername),
     keyAuth: key => byKey.get(digest(key)),
     basicAuth: username => byUser.get(username),
-    passwordHolds(credential, password) {
+    passwordHolds(credential, username, password) {
       const known = credential === undefined ? undefined : verifiers.get(credential.id)
-      const holds = verify(known ?? nobody, password)
+      const holds = verify(known ?? nobody, username, password)
       return holds && known !== undefined
     },
     credential: id => credentials.get(id),
@@ -94,38 +100,43 @@ function digest(text: string): string {
 }
 
 function verifierOf(credential: BasicAuthCredential, transform: boolean): Verifier {
+  const { username, password } = credential
   const salt = credential.consumer.id
-  const stored = credential.password.reveal()
-  const former = credential.password.revealPrevious() ?? stored
-  if (transform) {
-    return {
-      algorithm: 'sha256',
-      salt,
-      current: hash('sha256', stored + salt, 'buffer'),
-      previous: hash('sha256', former + salt, 'buffer')
-    }
-  }
+  const stored = password.reveal()
   // 40 hexadecimal digits are SHA-1, 64 are SHA-256; the two kinds may not be mixed in one rotation.
-  const algorithm = stored.length === 64 ? 'sha256' : 'sha1'
-  const current = Buffer.from(stored, 'hex')
-  const previous = Buffer.from(former, 'hex')
+  const algorithm = transform || stored.length === 64 ? 'sha256' : 'sha1'
+  const digestOf = (text: string): Buffer =>
+    transform ? hash(algorithm, text + salt, 'buffer') : Buffer.from(text, 'hex')
+  const now = digestOf(stored)
+  const previous = password.revealPrevious()
+  const before = previous === undefined ? undefined : digestOf(previous)
+  const former = before?.length === now.length ? before : undefined
+  // A former password holds with the current name only if the name was that when the password changed,
+  // and a former name with the current password likewise: halves that never met are no pair.
+  const withFormer = username.since < password.since ? former : undefined
+  const stillCurrent = password.since < username.since ? now : undefined
+  const nothing = Buffer.alloc(now.length)
   return {
     algorithm,
     salt,
-    current,
-    previous: previous.length === current.length ? previous : current
+    username: username.reveal(),
+    current: [now, withFormer ?? now],
+    former: [stillCurrent ?? nothing, former ?? nothing]
   }
 }
 
 function verifierOfNobody(algorithm: Verifier['algorithm']): Verifier {
   const unmatched = Buffer.alloc(algorithm === 'sha1' ? 20 : 32)
-  return { algorithm, salt: '', current: unmatched, previous: unmatched }
+  const none = [unmatched, unmatched] as const
+  return { algorithm, salt: '', username: '', current: none, former: none }
 }
 
 /** Constant-time. A stored text that is no digest of its algorithm matches nothing. */
-function verify({ algorithm, salt, current, previous }: Verifier, password: string): boolean {
+function verify(verifier: Verifier, username: string, password: string): boolean {
+  const { algorithm, salt, current, former } = verifier
   const given = hash(algorithm, password + salt, 'buffer')
-  if (given.length !== current.length) return false
-  const holds = timingSafeEqual(given, current)
-  return timingSafeEqual(given, previous) || holds
+  const [one, other] = username === verifier.username ? current : former
+  if (given.length !== one.length) return false
+  const holds = timingSafeEqual(given, one)
+  return timingSafeEqual(given, other) || holds
 }

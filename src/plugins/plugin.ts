@@ -89,12 +89,18 @@ export interface Directory {
   consumer(idOrUsername: string): Consumer | undefined
   /** By the key's value; the look-up compares digests, so timing tells nothing about stored keys. */
   keyAuth(key: string): KeyAuthCredential | undefined
+  /** By its name; one that it had before within its grace, unless another has it now. */
   basicAuth(username: string): BasicAuthCredential | undefined
   /**
-   * Whether this is the credential's password, the current or within its grace the previous one;
-   * false for no credential, after the same work. Constant-time.
+   * Whether this name and password are the credential's: the current, or within their grace the
+   * previous, and never halves that were not in force together. False for no credential, after the
+   * same work; constant-time.
    */
-  passwordHolds(credential: BasicAuthCredential | undefined, password: string): boolean
+  passwordHolds(
+    credential: BasicAuthCredential | undefined,
+    username: string,
+    password: string
+  ): boolean
   /** Credential of the file, of any kind, by its id. */
   credential(id: string): Credential | undefined
   /** The ACL groups of a consumer; empty when it has none. */

@@ -34,6 +34,8 @@ export function referenceable<S extends TSchema>(schema: S) {
 export interface ResolvedField {
   readonly value: string
   readonly previous?: string
+  /** Which change brought the value into force; see `Secret.since`. */
+  readonly since?: number
 }
 
 /** A constraint that a resolved value breaks; `path` is a JSON pointer. No text holds the value. */
@@ -60,7 +62,9 @@ export function resolveFields(
     mapReferenceable(schema, value, (schemas, text) => {
       const field: ResolvedField = looksLikeReference(text) ? resolve(text) : { value: text }
       const typed = coerce(schemas, field.value)
-      return typeof typed === 'string' ? new Secret(field.value, field.previous) : typed
+      return typeof typed === 'string'
+        ? new Secret(field.value, field.previous, field.since)
+        : typed
     })
   )
 }

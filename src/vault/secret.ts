@@ -10,11 +10,14 @@ const MASK = '[secret]'
 export class Secret {
   readonly #value: string
   readonly #previous: string | undefined
+  /** Which change brought the value into force: greater is later, and one change has one number. */
+  readonly since: number
 
   /** `previous` is the value this one replaced, while its grace period lasts. */
-  constructor(value: string, previous?: string) {
+  constructor(value: string, previous?: string, since = 0) {
     this.#value = value
     this.#previous = previous
+    this.since = since
   }
 
   /** The current value: sign, encrypt and authenticate with this one. */

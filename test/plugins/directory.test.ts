@@ -75,21 +75,41 @@ t.test('users are found by name, and hold by their current or former password', 
   t.equal(found.basicAuth('ali'), rotated)
   t.equal(found.basicAuth('alice-old'), taker, 'a current name wins over a former one')
   t.equal(found.basicAuth('nobody'), undefined)
-  t.ok(found.passwordHolds(rotated, 'new'))
-  t.ok(found.passwordHolds(rotated, 'old'))
-  t.notOk(found.passwordHolds(rotated, 'p'))
-  t.notOk(found.passwordHolds(rotated, ''))
-  t.notOk(found.passwordHolds(undefined, 'new'))
-  t.notOk(found.passwordHolds(user('foreign', 'x', 'new'), 'new'), 'of another directory')
+  t.ok(found.passwordHolds(rotated, 'ali', 'new'))
+  t.notOk(found.passwordHolds(rotated, 'ali', 'p'))
+  t.notOk(found.passwordHolds(rotated, 'ali', ''))
+  t.notOk(found.passwordHolds(undefined, 'ali', 'new'))
+  t.notOk(found.passwordHolds(user('foreign', 'x', 'new'), 'x', 'new'), 'of another directory')
   const former = directory({ basicauth_credentials: [rotated] })
   t.equal(former.basicAuth('alice-old'), rotated)
+})
+
+t.test('only names and passwords that were in force together hold', async t => {
+  /** Which pairs hold of a name and a password that changed at these times; undefined is never. */
+  const holding = (name: number | undefined, password: number | undefined) => {
+    const secret = (value: string, at: number | undefined) =>
+      at === undefined ? new Secret(`${value}-new`) : new Secret(`${value}-new`, `${value}-old`, at)
+    const credential = user('u', secret('name', name), secret('password', password))
+    const found = directory({ basicauth_credentials: [credential] })
+    return ['new new', 'new old', 'old new', 'old old'].filter(pair => {
+      const [username, word] = pair.split(' ')
+      const known = found.basicAuth(`name-${username}`)
+      return found.passwordHolds(known, `name-${username}`, `password-${word}`)
+    })
+  }
+  t.same(holding(undefined, undefined), ['new new'])
+  t.same(holding(2, 2), ['new new', 'old old'], 'changed together')
+  t.same(holding(undefined, 2), ['new new', 'new old'], 'the password alone')
+  t.same(holding(2, undefined), ['new new', 'old new'], 'the name alone')
+  t.same(holding(2, 3), ['new new', 'new old', 'old old'], 'the name, then the password')
+  t.same(holding(3, 2), ['new new', 'old new', 'old old'], 'the password, then the name')
 })
 
 t.test('hashed passwords', async t => {
   const verifies = (stored: Secret | string, given: string) => {
     const credential = user('u', 'ali', stored)
     const found = directory({ transform: false, basicauth_credentials: [credential] })
-    return found.passwordHolds(credential, given)
+    return found.passwordHolds(credential, 'ali', given)
   }
   const sha1 = hex('sha1', `p${alice.id}`)
   const sha256 = hex('sha256', `p${alice.id}`)
@@ -101,10 +121,10 @@ t.test('hashed passwords', async t => {
   t.ok(verifies(hex('sha1', alice.id), ''), 'the hash of the salt alone is an empty password')
   t.notOk(verifies('p', 'p'), 'plain text is no digest')
   t.notOk(verifies('', ''))
-  t.ok(verifies(new Secret(hex('sha1', `n${alice.id}`), sha1), 'p'), 'the former password')
+  t.ok(verifies(new Secret(hex('sha1', `n${alice.id}`), sha1, 1), 'p'), 'the former password')
   t.ok(verifies(new Secret(hex('sha1', `n${alice.id}`), sha256), 'n'))
   const nobody = directory({ transform: false })
-  t.notOk(nobody.passwordHolds(undefined, ''))
+  t.notOk(nobody.passwordHolds(undefined, 'ali', ''))
 })
 
 t.test('credentials by id and groups by consumer', async t => {
