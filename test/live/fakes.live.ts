@@ -66,6 +66,7 @@ const REQUESTS: readonly Sent[] = [
   { path: 'secret/data/app', headers: { 'x-vault-namespace': 'nowhere' } },
   { path: 'auth/token/lookup-self', headers: { 'x-vault-token': 'wrong' } },
   { method: 'POST', path: 'auth/token/renew-self', headers: { 'x-vault-token': 'wrong' } },
+  { path: 'sys/internal/ui/mounts', headers: { 'x-vault-token': 'wrong' } },
   { method: 'POST', path: 'sys/wrapping/unwrap', headers: { 'x-vault-token': 'wrong' } },
   {
     method: 'POST',

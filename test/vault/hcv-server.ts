@@ -80,6 +80,8 @@ export interface FakeVaultOptions {
 
 /** Paths that are answered without a token. */
 const OPEN = /^(auth\/.+\/login(\/.*)?|sys\/wrapping\/lookup|sys\/unseal)$/
+/** What every living token may ask for, whatever its policies. */
+const ANY_TOKEN = /^sys\/internal\/ui\/mounts$/
 /** How the service itself answers in a fault. */
 export const REFUSALS: Partial<Record<Fault, ServiceAnswer>> = {
   denied: { status: 403, body: { errors: ['permission denied'] } },
@@ -263,7 +265,8 @@ class FakeVaultServer implements FakeVault {
     if (!OPEN.test(path) && !wrapping) {
       const home = token && this.#spaces.get(token.namespace)
       const known = token !== undefined && namespace.startsWith(token.namespace)
-      if (!known || !home!.allows(token, method, path)) throw new Refusal(403, 'permission denied')
+      if (!known || !(ANY_TOKEN.test(path) || home!.allows(token, method, path)))
+        throw new Refusal(403, 'permission denied')
     }
     const call = { method, path, query: url.searchParams, headers, body, namespace, token, peer }
     const reply = await space.answer(wrapping ? { ...call, body: { ...body, token: id } } : call)

@@ -439,6 +439,32 @@ export async function hcvScenarios(t: Test, start: Start, setUpDatabase: SetUpDa
     }
   )
 
+  const sudden = t.test(
+    'a token without the default policy is told dead from refused',
+    { buffered },
+    async t => {
+      await using server = await start()
+      await server.call('POST', 'secret/data/app', { data: { a: '1' } })
+      const { settings } = await appRole(server, {
+        token_no_default_policy: true,
+        secret_id_num_uses: 2
+      })
+      await server.call('PUT', 'sys/policies/acl/gateway', {
+        policy: 'path "secret/data/app" { capabilities = ["read"] }'
+      })
+      const { fetch } = await opener(t).open(settings)
+      for (let i = 0; i < 2; i++) {
+        t.ok(await fetch('app'))
+        await t.rejects(fetch('other'), {
+          code: 'POSTERN_VAULT_DENIED',
+          message: /read secret|other/
+        })
+        await server.call('POST', 'sys/leases/revoke-prefix/auth/approle')
+      }
+      await t.rejects(fetch('app'), { message: /a login/ }, 'there were but two logins')
+    }
+  )
+
   const given = t.test(
     'a given token is renewed; when it ends, the vault denies',
     { buffered },
@@ -501,7 +527,7 @@ export async function hcvScenarios(t: Test, start: Start, setUpDatabase: SetUpDa
     }
   )
 
-  await Promise.all([renewal, death, given, leases])
+  await Promise.all([renewal, death, sudden, given, leases])
 }
 
 function userOf(fetched: Fetched | undefined): unknown {

@@ -108,8 +108,11 @@ export class Space {
             data: null
           }
         }
-        this.#vault.leases.revoke(body.lease_id)
+        if (name.startsWith('revoke-prefix/auth/')) this.#vault.tokens.revokeAll()
+        else this.#vault.leases.revoke(body.lease_id)
         return NO_CONTENT
+      case 'internal':
+        return { data: { auth: {}, secret: {} } }
       case 'wrapping':
         return this.#unwrap(name, body.token ?? token?.id)
       default:

@@ -14,6 +14,11 @@ const DOUBT_PAUSE = 60_000
 const MIN_RETRY = 1000
 const MAX_RETRY = 60_000
 const MAX_TIMER = 2 ** 31 - 1
+/**
+ * What tells whether a token lives: the first needs the default policy, the other none (its answer is
+ * what the vault's own interface shows at a login).
+ */
+const LOOKS = ['auth/token/lookup-self', 'sys/internal/ui/mounts'] as const
 
 /** A token in use. */
 export interface Token {
@@ -74,16 +79,21 @@ export class Session {
       if (!isRefusal(error)) throw error
       const fresh = await this.#replaced(token, signal)
       if (fresh === undefined) throw error
-      return this.#again(call, fresh)
+      return this.#again(call, fresh, signal)
     }
   }
 
-  async #again<T>(call: (token: Token) => Promise<T>, token: Token): Promise<T> {
+  async #again<T>(
+    call: (token: Token) => Promise<T>,
+    token: Token,
+    signal: AbortSignal
+  ): Promise<T> {
     try {
       return await call(token)
     } catch (error) {
-      // It was refused for good, and the look at the token (without the default policy, say) misled.
-      if (isRefusal(error)) this.#doubtAgainAt = performance.now() + DOUBT_PAUSE
+      // It was refused for good; and where looks at living tokens are refused, too, they mislead.
+      if (isRefusal(error) && !(await this.#lives(token, signal)))
+        this.#doubtAgainAt = performance.now() + DOUBT_PAUSE
       throw error
     }
   }
@@ -97,18 +107,17 @@ export class Session {
     return this.#current(signal)
   }
 
-  async #lives(token: Token, signal: AbortSignal): Promise<boolean> {
-    try {
-      await this.#client.call({
-        method: 'GET',
-        path: 'auth/token/lookup-self',
-        token: token.value,
-        signal
-      })
-      return true
-    } catch (error) {
-      return !isRefusal(error)
+  /** Whether the vault still takes the token; what gives no answer counts as a yes. */
+  async #lives({ value }: Token, signal: AbortSignal): Promise<boolean> {
+    for (const path of LOOKS) {
+      try {
+        await this.#client.call({ method: 'GET', path, token: value, signal })
+        return true
+      } catch (error) {
+        if (!isRefusal(error)) return path === LOOKS[0] || !isAnswer(error)
+      }
     }
+    return false
   }
 
   async #current(signal: AbortSignal): Promise<Token> {
@@ -248,6 +257,11 @@ export class Session {
     }
     this.#client.close()
   }
+}
+
+/** Whether the vault has answered, if only that it has no such path. */
+function isAnswer(error: unknown): boolean {
+  return error instanceof VaultAnswerError && error.status < 500 && error.status !== 429
 }
 
 function isRefusal(error: unknown): boolean {

@@ -115,7 +115,7 @@ void t.test(
 )
 
 void t.test(
-  'a token that may not look at itself is doubted once, not at each refusal',
+  'where no look at a token is allowed, it is doubted once, not at each refusal',
   { buffered },
   async t => {
     await using vault = await withSecret()
@@ -123,12 +123,57 @@ void t.test(
     await vault.call('PUT', 'sys/policies/acl/gateway', {
       policy: 'path "secret/data/app" { capabilities = ["read"] }'
     })
-    const { fetch } = await opener(t).open(settings)
-    for (let i = 0; i < 5; i++) await t.rejects(fetch('other'), { code: 'POSTERN_VAULT_DENIED' })
-    t.equal(count(vault, LOGIN), 2)
-    t.ok(await fetch('app'))
+    for (const status of [403, 404]) {
+      vault.override = { path: /^sys\/internal/, status }
+      vault.seen.length = 0
+      const { fetch, close } = await opener(t).open(settings)
+      for (let i = 0; i < 5; i++) await t.rejects(fetch('other'), { code: 'POSTERN_VAULT_DENIED' })
+      t.equal(count(vault, LOGIN), 2, `${status}`)
+      t.ok(await fetch('app'))
+      await close()
+    }
   }
 )
+
+void t.test(
+  'a token that dies right after a refusal is replaced at once',
+  { buffered },
+  async t => {
+    await using vault = await withSecret()
+    for (const terms of [{}, { token_no_default_policy: true }]) {
+      const { settings } = await appRole(vault, terms)
+      await vault.call('PUT', 'sys/policies/acl/gateway', {
+        policy: 'path "secret/data/app" { capabilities = ["read"] }'
+      })
+      const { fetch, close } = await opener(t).open(settings)
+      vault.seen.length = 0
+      for (let i = 0; i < 3; i++) {
+        await t.rejects(fetch('other'), { code: 'POSTERN_VAULT_DENIED' })
+        vault.tokens.revokeAll()
+        await t.rejects(fetch('other'), { code: 'POSTERN_VAULT_DENIED' }, 'refused with both')
+        t.equal(count(vault, LOGIN), 2 + 2 * i)
+        vault.tokens.revokeAll()
+        t.ok(await fetch('app'))
+        t.equal(count(vault, LOGIN), 3 + 2 * i, 'one login for each death, none for a refusal')
+      }
+      await close()
+    }
+  }
+)
+
+void t.test('a look that gets no answer makes no login', { buffered }, async t => {
+  await using vault = await withSecret()
+  const { settings } = await appRole(vault, { token_no_default_policy: true })
+  await vault.call('PUT', 'sys/policies/acl/gateway', {
+    policy: 'path "secret/data/app" { capabilities = ["read"] }'
+  })
+  const { fetch } = await opener(t).open(settings)
+  for (const path of [/lookup-self$/, /^sys\/internal/]) {
+    vault.override = { path, status: 503 }
+    await t.rejects(fetch('other'), { code: 'POSTERN_VAULT_DENIED' })
+  }
+  t.equal(count(vault, LOGIN), 1)
+})
 
 void t.test(
   'closing gives the token back, but not one with leases or one that was given',
