@@ -20,7 +20,7 @@ import { lacks, referenceReport } from './overview.ts'
 import { plugins } from './plugins/index.ts'
 import type { Logger } from './plugins/plugin.ts'
 import { createCounts } from './proxy/counts.ts'
-import { selfSigned } from './proxy/tls.ts'
+import { selfSigned } from './proxy/self-signed.ts'
 import { UpstreamControl } from './proxy/upstream-control.ts'
 import { redactor } from './redaction.ts'
 import {
@@ -38,7 +38,7 @@ import { kinds } from './schema/kinds.ts'
 import type { Environment, SettingReference, Settings } from './settings.ts'
 import { openStatus, type StatusServer } from './status.ts'
 import { memoryStore, type OwnedStore, type RedisStore, redisStore } from './store.ts'
-import { Threads } from './threads.ts'
+import { firstWorker, Threads } from './threads.ts'
 import type { LastKnownGood } from './vault/last-known-good.ts'
 import { parseReference, type Reference } from './vault/reference.ts'
 import { createRotation, type Rotation } from './vault/rotation.ts'
@@ -79,15 +79,21 @@ export interface Gateway {
  * configuration cannot be served, or with the system's error when an address cannot be bound.
  */
 export async function startGateway(env: Environment): Promise<Gateway> {
-  const metrics = new Metrics()
-  const prepared = await prepareSettings(env, {
-    observe: metrics.observe,
-    lastKnownGood: true,
-    dispensable
-  })
-  const control = new ControlThread(prepared, metrics)
-  await control.start()
-  return control
+  const worker = firstWorker()
+  try {
+    const metrics = new Metrics()
+    const prepared = await prepareSettings(env, {
+      observe: metrics.observe,
+      lastKnownGood: true,
+      dispensable
+    })
+    const control = new ControlThread(prepared, metrics)
+    await control.start(worker)
+    return control
+  } catch (error) {
+    await worker.terminate()
+    throw error
+  }
 }
 
 /** The control thread: the only one that reads files and talks to vaults. */
@@ -174,7 +180,7 @@ class ControlThread implements Gateway {
     return this.#threads?.workers ?? []
   }
 
-  async start(): Promise<void> {
+  async start(worker: Worker): Promise<void> {
     const { settings } = this
     try {
       for (const warning of this.#warnings) this.#warn(warning)
@@ -193,7 +199,7 @@ class ControlThread implements Gateway {
       if (settings.configString === undefined) {
         this.#unwatch = watchFile(settings.config, () => void this.reload().catch(() => {}))
       }
-      await this.#exclusively(() => this.#load())
+      await this.#exclusively(() => this.#load(worker))
     } catch (error) {
       await this.close()
       throw error
@@ -201,17 +207,18 @@ class ControlThread implements Gateway {
   }
 
   /** The first load: reads, resolves, starts the threads and serves. */
-  async #load(): Promise<void> {
+  async #load(worker: Worker): Promise<void> {
     const { settings } = this
     const loaded = await readConfig(settings, this.#vaults)
     const secrets = await this.#resolve(loaded, true)
     this.#store = this.#openStore(secrets)
     if (!this.#live.isSet('sslCert') && settings.proxyListen.some(({ ssl }) => ssl))
-      this.#generated = await selfSigned()
+      this.#generated = selfSigned()
     const tls = this.#readTls(secrets)
     this.#threads = new Threads(
       { config: loaded.config, secrets, tls },
       {
+        worker,
         settings,
         product,
         shared: sharedMemory(),

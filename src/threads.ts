@@ -9,6 +9,8 @@ import type { Settings } from './settings.ts'
 import type { ControlCalls, ThreadStats, Update, WorkerCalls, WorkerData } from './worker.ts'
 
 export interface ThreadsOptions {
+  /** What the first thread runs in, from {@link firstWorker}. */
+  readonly worker: Worker
   readonly settings: Settings
   readonly product: string
   readonly shared: WorkerData['shared']
@@ -34,6 +36,21 @@ interface Thread {
 
 /** Longest pause before a thread that keeps dying is started again, in milliseconds. */
 const MAX_RESTART_DELAY = 5000
+
+function newWorker(number: number): Worker {
+  const file = import.meta.url.endsWith('.ts') ? './worker.ts' : './worker.js'
+  return new Worker(new URL(file, import.meta.url), { name: `postern-${number}` })
+}
+
+/**
+ * Begins to load the code of the first data-plane thread, so that it is ready when the configuration
+ * is: a start takes half the time for it. It does not keep the process alive until it serves.
+ */
+export function firstWorker(): Worker {
+  const worker = newWorker(1)
+  worker.unref()
+  return worker
+}
 
 /**
  * The data-plane threads: starts them, brings the same generation into force in all of them, and
@@ -110,13 +127,9 @@ export class Threads {
       first: ![...this.#threads.values()].some(({ first }) => first),
       ticketKeys: this.#ticketKeys
     }
-    const worker = new Worker(
-      new URL(import.meta.url.endsWith('.ts') ? './worker.ts' : './worker.js', import.meta.url),
-      {
-        name: `postern-${number}`,
-        workerData: data
-      }
-    )
+    const worker = number === 1 ? this.#options.worker : newWorker(number)
+    worker.ref()
+    worker.postMessage(data)
     const thread: Thread = {
       number,
       worker,

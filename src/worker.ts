@@ -1,4 +1,5 @@
-import { parentPort, workerData } from 'node:worker_threads'
+import { once } from 'node:events'
+import { parentPort } from 'node:worker_threads'
 import { serveCalls } from './calls.ts'
 import { type Generation, type ListenerTls, maskSecrets, type SecretState } from './generation.ts'
 import { createLogger, logWarnings } from './log.ts'
@@ -17,7 +18,7 @@ import { type Listening, openServer } from './server.ts'
 import { type Settings, trustedPeers } from './settings.ts'
 import { buildSnapshot, type Snapshot, type SnapshotEnvironment } from './snapshot.ts'
 
-/** What the control thread gives a data-plane thread at its start. */
+/** The first message to a data-plane thread, which has loaded its code by then. */
 export interface WorkerData {
   readonly thread: number
   readonly settings: Settings
@@ -79,7 +80,7 @@ export type Update =
 const LISTENER_KEY = 'listener key'
 
 keepTickShape()
-const data = workerData as WorkerData
+const [data] = (await once(parentPort!, 'message')) as [WorkerData]
 const { settings } = data
 const log = createLogger({
   level: settings.logLevel,

@@ -104,24 +104,3 @@ export function compileCertificates(
     }
   }
 }
-
-/** A fresh self-signed certificate for `localhost`, for listeners that were given none. */
-export async function selfSigned(): Promise<KeyPair> {
-  const { generate } = await import('selfsigned')
-  const { cert, private: key } = await generate([{ name: 'commonName', value: 'localhost' }], {
-    keyType: 'ec',
-    curve: 'P-256',
-    algorithm: 'sha256',
-    extensions: [
-      { name: 'basicConstraints', cA: false },
-      {
-        name: 'subjectAltName',
-        altNames: [
-          { type: 2, value: 'localhost' },
-          { type: 7, ip: '127.0.0.1' }
-        ]
-      }
-    ]
-  })
-  return { cert, key }
-}

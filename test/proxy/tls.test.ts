@@ -3,7 +3,7 @@ import { once } from 'node:events'
 import type { AddressInfo } from 'node:net'
 import tls from 'node:tls'
 import t from 'tap'
-import { type CertificateStore, compileCertificates, selfSigned } from '../../src/proxy/tls.ts'
+import { type CertificateStore, compileCertificates } from '../../src/proxy/tls.ts'
 import type { Certificate, Sni } from '../../src/schema/entities.ts'
 import { Secret } from '../../src/vault/secret.ts'
 import { certificateFor } from '../certificates.ts'
@@ -98,12 +98,4 @@ await t.test('material that does not fit together is refused', async t => {
     key: new Secret(pairs[1]!.key)
   } as unknown as Certificate
   t.throws(() => compileCertificates([mixed], [], fallback), /key values mismatch/i)
-})
-
-await t.test('a self-signed certificate for listeners that were given none', async t => {
-  const { cert, key } = await selfSigned()
-  const parsed = new X509Certificate(cert)
-  t.match(parsed.subjectAltName, /DNS:localhost, IP Address:127\.0\.0\.1/)
-  t.notOk(parsed.ca)
-  t.match(key, /PRIVATE KEY/)
 })
