@@ -67,6 +67,8 @@ const UNHELD: Freshness = {
 const BACKOFF_BASE = 1000
 /** Longest pause while the vault gives no answer: short, for it ends an outage. */
 const UNREACHABLE_CAP = 30_000
+/** The same while there is no value that serves meanwhile. */
+const WITHOUT_VALUE_CAP = 5000
 /** Longest pause of the back-off after any other failure. */
 const REFUSED_CAP = 300_000
 /** Parts of its life after which a lease is read again, and by which a ttl may come early. */
@@ -99,6 +101,8 @@ export class Resource {
   #reads = 0
   #failure: ReadFailure | undefined
   #failures = 0
+  /** Steps of the back-off so far. */
+  #setbacks = 0
   #failingSince = 0
   #rejected: string | undefined
   #rejections = 0
@@ -230,8 +234,11 @@ export class Resource {
   async load(): Promise<void> {
     const startedAt = this.#clock.now()
     if (this.current !== undefined && startedAt < this.dueAt) return
+    const setbacks = this.#setbacks
     for (let attempt = 1; ; attempt++) {
       const begunAt = this.#clock.now()
+      // All attempts of one load are one step of the back-off.
+      this.#setbacks = setbacks
       await this.join()
       if (this.#failure?.state !== 'unreachable') return
       const now = this.#clock.now()
@@ -316,6 +323,7 @@ export class Resource {
     this.#jitter = this.#clock.random()
     this.#failure = undefined
     this.#failures = 0
+    this.#setbacks = 0
     if (this.#rejected !== undefined) this.#backOff(this.#rejections, REFUSED_CAP, 0)
   }
 
@@ -324,11 +332,9 @@ export class Resource {
     this.#failure = { state, message }
     if (state === 'absent' || state === 'denied') this.#gone()
     const minimum = state === 'absent' || state === 'denied' ? this.freshness.negTtl * 1000 : 0
-    this.#backOff(
-      this.#failures++,
-      state === 'unreachable' ? UNREACHABLE_CAP : REFUSED_CAP,
-      minimum
-    )
+    const unreachable = this.current === undefined ? WITHOUT_VALUE_CAP : UNREACHABLE_CAP
+    this.#failures++
+    this.#backOff(this.#setbacks++, state === 'unreachable' ? unreachable : REFUSED_CAP, minimum)
   }
 
   /** What was read last is in force. */
