@@ -60,6 +60,53 @@ await t.test('rotations under traffic, by timer: nothing fails', { skip }, async
   await until(async () => (await statusOf(gateway, 0)) === 401, 'the first pair to be forgotten')
 })
 
+await t.test('metrics tell when the token ends, as the vault itself does', { skip }, async t => {
+  await using bao = await startLastingOpenBao()
+  await using upstream = await startUpstream()
+  await bao.call('POST', 'secret/data/pair', pair(0))
+  const { settings } = await appRole(bao, { token_ttl: '9s', token_max_ttl: '1h' })
+  const given = await bao.call('POST', 'auth/token/create', {
+    policies: ['gateway'],
+    ttl: '9s',
+    explicit_max_ttl: '1h'
+  })
+  const byToken = { port: bao.port, kv: 'v2', token: given.auth.client_token }
+  /** When the vault ends the gateway's token, in Unix seconds: the one its login gave, or its own. */
+  const ends: Readonly<Record<string, () => Promise<number>>> = {
+    async approle() {
+      const { keys } = (await bao.call('LIST', 'auth/token/accessors')).data
+      const found = await Promise.all(
+        (keys as string[]).map(accessor =>
+          bao.call('POST', 'auth/token/lookup-accessor', { accessor }).catch(() => undefined)
+        )
+      )
+      const { data } = found.find(each => each?.data.path === 'auth/approle/login')
+      return Date.parse(data.expire_time) / 1000
+    },
+    async token() {
+      const { token } = byToken
+      const { data } = await bao.call('POST', 'auth/token/lookup', { token })
+      return Date.parse(data.expire_time) / 1000
+    }
+  }
+  for (const [method, vaultSays] of Object.entries(ends)) {
+    await using gateway = await gatewayOn(upstream.url, method === 'token' ? byToken : settings)
+    const told = async () => {
+      const { body } = await gateway.status('/metrics')
+      return Number(
+        /^postern_vault_token_expiry_timestamp_seconds\{vault="bao"\} (.+)$/m.exec(body)?.[1]
+      )
+    }
+    const first = await vaultSays()
+    t.ok(Math.abs((await told()) - first) < 2, `${method}: ${await told()} is about ${first}`)
+    await until(async () => (await vaultSays()) > first + 3, 'it is renewed')
+    await until(
+      async () => Math.abs((await told()) - (await vaultSays())) < 2,
+      'the metric follows the renewal'
+    )
+  }
+})
+
 await t.test('sealed, unsealed, killed and back under traffic', { skip }, async t => {
   await using bao = await startLastingOpenBao()
   await using upstream = await startUpstream()
