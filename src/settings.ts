@@ -343,6 +343,12 @@ export const settingsTable = {
     parse: bytes(0, MAX_BYTES),
     doc: 'Bytes of a request body, above which the answer is 413; 0 is unlimited.'
   }),
+  requestBuffer: setting('POSTERN_REQUEST_BUFFER_SIZE', {
+    kong: ['KONG_NGINX_HTTP_CLIENT_BODY_BUFFER_SIZE', 'KONG_NGINX_PROXY_CLIENT_BODY_BUFFER_SIZE'],
+    default: '1m',
+    parse: bytes(0, 1024 ** 3),
+    doc: 'Bytes of a request body that are held before the upstream is asked, where a route has request_buffering; what follows streams. A thread holds 32 times as many in all; 0 holds none.'
+  }),
   maxBufferedBody: setting('POSTERN_MAX_BUFFERED_BODY', {
     default: '1m',
     parse: bytes(0, 1024 ** 3),

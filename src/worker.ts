@@ -159,6 +159,7 @@ const handler = new Handler(
     product: data.product,
     ownHeaders: settings.ownHeaders,
     maxBodySize: settings.maxBodySize,
+    requestBuffer: settings.requestBuffer,
     maxUriSize: settings.maxUriSize,
     maxHeaders: settings.maxHeaders,
     sendTimeout: settings.sendTimeout * 1000,

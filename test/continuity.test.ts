@@ -152,7 +152,7 @@ const configuration = (url: string, round: number) => ({
       // Far below what the test takes: none of it may be cut for being quiet.
       read_timeout: 1000,
       write_timeout: 1000,
-      routes: [{ name: 'kept', paths: ['/kept'] }],
+      routes: [{ name: 'kept', paths: ['/kept'], request_buffering: false }],
       plugins: [
         { name: 'key-auth' },
         {

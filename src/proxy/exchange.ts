@@ -17,6 +17,7 @@ import type {
   Service,
   UpstreamRequest
 } from '../plugins/plugin.ts'
+import { ByteBlock } from './byte-block.ts'
 import { defaultMessage, errorBody, grpcStatus } from './failure.ts'
 import { normalizePath, splitTarget } from './path.ts'
 import { type Try, writeRecord } from './record.ts'
@@ -452,30 +453,29 @@ export class HttpExchange implements Exchange {
   }
 
   async #buffer(limit: number): Promise<Buffer> {
-    const chunks: Buffer[] = []
-    let length = 0
     const { raw } = this
+    const length = Number(raw.headers['content-length'] ?? Number.POSITIVE_INFINITY)
+    const block = new ByteBlock(Math.min(length, limit))
     this.acceptBody()
     let timer: NodeJS.Timeout | undefined
     await new Promise<void>((resolve, reject) => {
       timer = setTimeout(() => reject(new BodyTimeout()), this.options.bodyTimeout)
       raw.on('data', (chunk: Buffer) => {
-        length += chunk.length
         timer!.refresh()
-        if (length > limit) {
+        if (block.length + chunk.length > limit) {
           raw.pause()
           raw.removeAllListeners('data')
           reject(new BodyTooLarge(limit))
         } else {
-          chunks.push(chunk)
+          block.append(chunk)
         }
       })
       raw.once('end', resolve)
       raw.once('close', () => reject(new BodyAborted()))
       raw.once('error', () => reject(new BodyAborted()))
     }).finally(() => clearTimeout(timer))
-    const body = Buffer.concat(chunks, length)
-    this.bytesReceived = length
+    const body = block.bytes()
+    this.bytesReceived = body.length
     this.upstream.body ??= body
     return body
   }

@@ -5,7 +5,7 @@ import type { Dispatcher } from 'undici'
 import type { HttpExchange } from './exchange.ts'
 import { failureKind, upstreamFailure } from './failure.ts'
 import type { Call } from './http1/call.ts'
-import { RequestBody } from './request-body.ts'
+import { type Held, PIECE, RequestBody } from './request-body.ts'
 import type { TargetAddress } from './targets.ts'
 import type { Peer } from './upstream.ts'
 
@@ -59,6 +59,8 @@ export class Forward implements Dispatcher.DispatchHandler {
   readonly #exchange: HttpExchange
   readonly #owner: ForwardOwner
   #body: RequestBody | Buffer | null
+  /** What was read of the body beforehand. */
+  readonly #held: Held | undefined
   #controller: Dispatcher.DispatchController | undefined
   #tried: Set<TargetAddress> | undefined
   /** The peer of the attempt under way. */
@@ -77,15 +79,30 @@ export class Forward implements Dispatcher.DispatchHandler {
   readonly #ahead: number
   #clientTimer: NodeJS.Timeout | undefined
 
-  constructor(exchange: HttpExchange, owner: ForwardOwner, hasBody: boolean) {
+  /** `held` is what was read of the client's body; of one that a plugin made, nothing is sent. */
+  constructor(
+    exchange: HttpExchange,
+    owner: ForwardOwner,
+    hasBody: boolean,
+    held: Held | undefined
+  ) {
     this.#exchange = exchange
     this.#owner = owner
     this.#ahead = exchange.route?.response_buffering === false ? 0 : READ_AHEAD
-    this.#body =
-      exchange.upstream.body ??
-      (hasBody
-        ? new RequestBody(exchange, exchange.service!.write_timeout, owner.maxBodySize)
-        : null)
+    const { body } = exchange.upstream
+    this.#held = body === undefined ? held : { bytes: body, whole: true, release() {} }
+    if (body !== undefined && body.length <= PIECE) this.#body = body
+    else this.#body = hasBody || body !== undefined ? this.#newBody() : null
+  }
+
+  #newBody(): RequestBody {
+    const { service } = this.#exchange
+    return new RequestBody(
+      this.#exchange,
+      service!.write_timeout,
+      this.#owner.maxBodySize,
+      this.#held
+    )
   }
 
   /** Picks a peer and sends; called again for each retry. */
@@ -122,6 +139,8 @@ export class Forward implements Dispatcher.DispatchHandler {
     this.#attempts++
     this.#peer = peer
     peer.begin()
+    // Of one that is held whole every attempt sends its own.
+    if (this.#body instanceof RequestBody && !this.#body.fresh) this.#body = this.#newBody()
     const { service, upstream, request } = exchange
     try {
       peer.pool.dispatch(
@@ -344,7 +363,7 @@ export class Forward implements Dispatcher.DispatchHandler {
 
   /** Never once a part of the body is gone, nor what must not happen twice once it was sent. */
   #isRepeatable(): boolean {
-    if (this.#body instanceof RequestBody && (this.#body.touched || this.#body.destroyed))
+    if (this.#body instanceof RequestBody && !this.#body.fresh && this.#held?.whole !== true)
       return false
     return !this.#sent || !NOT_REPEATABLE.has(this.#exchange.request.method)
   }

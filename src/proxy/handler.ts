@@ -12,6 +12,7 @@ import { HttpExchange } from './exchange.ts'
 import { httpLayerBody, upstreamFailure } from './failure.ts'
 import { Forward, type ForwardOwner } from './forward.ts'
 import { framingProblem } from './framing.ts'
+import { GatherBounds, Gathering, type GatheringOwner } from './gathering.ts'
 import {
   buildUpstreamHeaders,
   filterResponseHeaders,
@@ -51,6 +52,8 @@ export interface HandlerOptions {
   readonly ownHeaders: OwnHeaders
   /** Most bytes of a request body; 0 is unlimited. */
   readonly maxBodySize: number
+  /** Bytes of a request body that are held in memory before the upstream is asked. */
+  readonly requestBuffer: number
   /** Most bytes of a request target. */
   readonly maxUriSize: number
   /** Most fields of a request head. */
@@ -74,11 +77,12 @@ type Step = (exchange: HttpExchange) => void | Promise<void>
 const EXCHANGE = Symbol('exchange')
 type Carrier = RawResponse & { [EXCHANGE]?: Pinned }
 
-/** An exchange with what it pinned and, once it is forwarded, its forward. */
+/** An exchange with what it pinned, its body as far as it is held and, once it is forwarded, its forward. */
 interface Pinned {
   readonly exchange: HttpExchange
   readonly serving: Serving
   readonly handler: Handler
+  gathering: Gathering | undefined
   forward: Forward | undefined
 }
 
@@ -86,11 +90,12 @@ interface Pinned {
 const UPGRADE_TO_TLS = { Connection: 'Upgrade', Upgrade: 'TLS/1.2, HTTP/1.1' }
 
 /** Runs requests through their life; one per data-plane thread. */
-export class Handler implements ForwardOwner {
+export class Handler implements ForwardOwner, GatheringOwner {
   readonly maxBodySize: number
   readonly #options: HandlerOptions
   readonly #current: () => Serving
   readonly sendTimeout: number
+  readonly #gatherBounds: GatherBounds
   readonly #via: string
   readonly #names: {
     readonly requestId: string
@@ -107,6 +112,7 @@ export class Handler implements ForwardOwner {
     this.#current = current
     this.maxBodySize = options.maxBodySize
     this.sendTimeout = options.sendTimeout
+    this.#gatherBounds = new GatherBounds(options.requestBuffer)
     this.#via = `1.1 ${options.product}`
     const { namespace } = options.ownHeaders
     this.#names = {
@@ -152,7 +158,13 @@ export class Handler implements ForwardOwner {
     exchange.selected = serving.chains.globals.fixed!
     exchange.upgrade = upgrade
     const carrier = rawResponse as Carrier
-    carrier[EXCHANGE] = { exchange, serving, handler: this, forward: undefined }
+    carrier[EXCHANGE] = {
+      exchange,
+      serving,
+      handler: this,
+      gathering: undefined,
+      forward: undefined
+    }
     carrier.on('close', onClose)
     this.#live(exchange, 0)
   }
@@ -295,17 +307,30 @@ export class Handler implements ForwardOwner {
       exchange.error(503, 'no Service found with those values')
       return
     }
-    if (gathers(exchange)) {
-      exchange.body(GATHERED_BODY).then(
-        () => this.#send(exchange),
-        error => this.failed(exchange, error)
-      )
+    if (this.#gatherBounds.each > 0 && gathers(exchange)) {
+      const pinned = (exchange.rawResponse as Carrier)[EXCHANGE]
+      if (pinned !== undefined) pinned.gathering = new Gathering(exchange, this.#gatherBounds, this)
     } else {
-      this.#send(exchange)
+      this.#send(exchange, undefined)
     }
   }
 
-  #send(exchange: HttpExchange): void {
+  gathered(exchange: HttpExchange, gathering: Gathering, error: Error | undefined): void {
+    if (error !== undefined) {
+      this.failed(exchange, error)
+      return
+    }
+    const { raw, upstream } = exchange
+    // Trailers stand only after chunks, so a body with some keeps them.
+    if (gathering.whole && raw.rawTrailers.length === 0) {
+      upstream.body = gathering.bytes
+      this.#send(exchange, undefined)
+    } else {
+      this.#send(exchange, gathering)
+    }
+  }
+
+  #send(exchange: HttpExchange, gathering: Gathering | undefined): void {
     const pinned = (exchange.rawResponse as Carrier)[EXCHANGE]
     if (pinned === undefined) return
     const { raw } = exchange
@@ -313,7 +338,7 @@ export class Handler implements ForwardOwner {
     exchange.target = pinned.serving.upstreams.of(service)
     // RFC 9113 §8.2.2: HTTP/2 knows no upgrade, so that one goes there as the plain request it is too.
     if (service.protocol === 'grpc' || service.protocol === 'grpcs') exchange.upgrade = undefined
-    const forward = new Forward(exchange, this, hasBody(raw))
+    const forward = new Forward(exchange, this, hasBody(raw), gathering)
     pinned.forward = forward
     forward.attempt()
   }
@@ -568,12 +593,13 @@ export class Handler implements ForwardOwner {
   }
 
   /** The response is out or its connection gone: log, and let go of what was pinned. */
-  finish(pinned: { exchange: HttpExchange; serving: Serving; forward: Forward | undefined }): void {
-    const { exchange, serving, forward } = pinned
+  finish(pinned: Pinned): void {
+    const { exchange, serving, gathering, forward } = pinned
     // A reset HTTP/2 stream counts as finished, so whether we ended it is asked too.
     const { writableEnded, writableFinished } = exchange.rawResponse
     if (!writableEnded || !writableFinished) forward?.abort()
     forward?.settle()
+    gathering?.release()
     // 499: the client closed before anything was answered.
     if (exchange.response.status === 0) exchange.response.status = 499
     runLog(exchange.selected, exchange, this.#hookFailed)
@@ -625,17 +651,17 @@ function hasBody(raw: RawRequest): boolean {
   return raw.headers['transfer-encoding'] !== undefined || (length !== undefined && length !== '0')
 }
 
-/** Bytes of a request body that is gathered before the upstream is asked, where the route says so. */
-const GATHERED_BODY = 65_536
-
 /**
- * Whether the body is gathered first, so that a slow client holds no upstream connection and an
- * attempt can be repeated: only one that says it is short, so that streams keep streaming.
+ * Whether the body is gathered before the upstream is asked. A gRPC call may answer each message as it
+ * comes, so calls stream whatever the route says.
  */
-function gathers({ raw, route, upstream }: HttpExchange): boolean {
-  if (route?.request_buffering === false || upstream.body !== undefined) return false
-  const length = Number(raw.headers['content-length'])
-  return length > 0 && length <= GATHERED_BODY
+function gathers({ raw, route, service, upstream }: HttpExchange): boolean {
+  return (
+    route!.request_buffering &&
+    upstream.body === undefined &&
+    hasBody(raw) &&
+    !service!.protocol.startsWith('grpc')
+  )
 }
 
 /** RFC 9110 §6.5.1: trailers only go to clients that said they take them. */

@@ -3,6 +3,18 @@ import { BodyAborted, BodyTimeout, BodyTooLarge, WriteTimeout } from '../errors.
 import type { HttpExchange } from './exchange.ts'
 import { filterTrailers } from './headers.ts'
 
+/** Bytes of a held body that are handed on at a time, each of which the upstream is given time to take. */
+export const PIECE = 65_536
+
+/** What was read of a body before it is sent. */
+export interface Held {
+  readonly bytes: Buffer
+  /** Whether nothing comes after it. */
+  readonly whole: boolean
+  /** All of it was handed on, and will not be once more. */
+  release(): void
+}
+
 /**
  * The client's body on its way upstream, with back-pressure. It stands between the two so that an
  * upstream connection that fails never destroys the client's, whose answer is still to be written.
@@ -12,25 +24,42 @@ export class RequestBody extends Readable {
   readonly #exchange: HttpExchange
   readonly #writeTimeout: number
   readonly #maxBytes: number
+  readonly #held: Held | undefined
+  /** Bytes of what is held that were handed on. */
+  #handed = 0
   #timer: NodeJS.Timeout | undefined
   #stalled = false
-  /** Whether any byte was handed on, after which an attempt cannot be repeated. */
-  touched = false
+  #touched = false
   /** The client's trailers as field lines, once the body has ended; towards a chunked request. */
   trailers = ''
 
-  /** `writeTimeout` in milliseconds; `maxBytes` 0 is unlimited. */
-  constructor(exchange: HttpExchange, writeTimeout: number, maxBytes: number) {
+  /** `writeTimeout` in milliseconds; `maxBytes` 0 is unlimited; `held` comes before what still comes. */
+  constructor(
+    exchange: HttpExchange,
+    writeTimeout: number,
+    maxBytes: number,
+    held: Held | undefined
+  ) {
     super()
     this.#exchange = exchange
     this.#writeTimeout = writeTimeout
     this.#maxBytes = maxBytes
+    this.#held = held
+  }
+
+  /** Whether no byte was handed on yet, so that it can be sent by another attempt. */
+  get fresh(): boolean {
+    return !this.#touched && !this.destroyed
   }
 
   override _construct(callback: (error?: Error | null) => void): void {
     const { raw } = this.#exchange
     // Whoever sends the body learns of a failure from its own listener; without one it is moot.
     this.on('error', () => {})
+    if (this.#held?.whole === true) {
+      callback()
+      return
+    }
     this.#exchange.acceptBody()
     raw.pause()
     raw.on('data', this.#onData)
@@ -41,6 +70,14 @@ export class RequestBody extends Readable {
   }
 
   override _read(): void {
+    if (this.#held !== undefined && this.#handed < this.#held.bytes.length) {
+      this.#handOn(this.#held)
+      return
+    }
+    if (this.#held?.whole === true) {
+      this.#onEnd()
+      return
+    }
     this.#expect(false)
     this.#exchange.raw.resume()
   }
@@ -53,6 +90,15 @@ export class RequestBody extends Readable {
     raw.off('close', this.#onClose)
     raw.off('error', this.#onClose)
     callback(error)
+  }
+
+  #handOn(held: Held): void {
+    const piece = held.bytes.subarray(this.#handed, this.#handed + PIECE)
+    this.#touched = true
+    this.#handed += piece.length
+    if (this.#handed === held.bytes.length && !held.whole) held.release()
+    this.#expect(true)
+    this.push(piece)
   }
 
   /** Who must do something next, and by when. */
@@ -70,7 +116,7 @@ export class RequestBody extends Readable {
   }
 
   readonly #onData = (chunk: Buffer): void => {
-    this.touched = true
+    this.#touched = true
     this.#exchange.bytesReceived += chunk.length
     if (this.#maxBytes > 0 && this.#exchange.bytesReceived > this.#maxBytes) {
       this.destroy(new BodyTooLarge(this.#maxBytes))

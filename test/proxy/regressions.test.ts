@@ -68,7 +68,10 @@ const configuration = (port: number) => ({
       name: 'up',
       url: `http://127.0.0.1:${port}/base`,
       read_timeout: 1500,
-      routes: [{ name: 'app', paths: ['/app'] }]
+      routes: [
+        { name: 'app', paths: ['/app'] },
+        { name: 'streamed', paths: ['/streamed'], request_buffering: false }
+      ]
     },
     {
       name: 'named',
@@ -199,7 +202,7 @@ await t.test(
     const before = seen.length
     const socket = net.connect(gateway.port, '127.0.0.1')
     socket.on('error', () => {})
-    socket.write('POST /app/up HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\nhalf')
+    socket.write('POST /streamed/up HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\nhalf')
     await until(() => seen.length > before, 'the request to reach the upstream')
     const { request } = last()
     request.on('error', () => {})

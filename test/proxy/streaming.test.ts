@@ -87,7 +87,10 @@ const gateway = await startGateway(
         read_timeout: 1500,
         write_timeout: 1500,
         retries: 0,
-        routes: [{ name: 'impatient', paths: ['/impatient'] }]
+        routes: [
+          { name: 'impatient', paths: ['/impatient'] },
+          { name: 'impatient-streamed', paths: ['/impatient/streamed'], request_buffering: false }
+        ]
       },
       {
         name: 'closed',
@@ -354,7 +357,10 @@ await t.test('write_timeout: an upstream that takes nothing of an upload is a 50
 
 await t.test('slow but steady is never cut off, in either direction', async t => {
   const next = nextSeen()
-  const request = http.request(`${gateway.url}/impatient/`, { method: 'POST', agent: false })
+  const request = http.request(`${gateway.url}/impatient/streamed`, {
+    method: 'POST',
+    agent: false
+  })
   const answered = once(request, 'response')
   request.write('begin ')
   const up = await next
