@@ -26,9 +26,11 @@ interface Carried {
 async function recorder() {
   const connections: Carried[] = []
   const byPort = new Map<number, Carried>()
-  const carriedBy = (socket: Duplex): Carried => byPort.get((socket as net.Socket).remotePort!)!
-  const server = http.createServer((request, response) => {
-    const carried = carriedBy(request.socket)
+  // Asked for while it stands: of a connection that was reset there is none.
+  const ports = new Map<Duplex, number | undefined>()
+  const carriedBy = (socket: Duplex): Carried | undefined => byPort.get(ports.get(socket) ?? -1)
+  const server = http.createServer({ keepAliveTimeout: 60_000 }, (request, response) => {
+    const carried = carriedBy(request.socket)!
     request.resume()
     request.once('end', () => {
       carried.requests++
@@ -45,13 +47,21 @@ async function recorder() {
     back.once('connect', () => byPort.set(back.localPort!, carried))
     back.on('error', () => {})
     socket.on('error', () => {})
+    // One that is reset has no end that the pipes pass on.
+    back.on('close', () => socket.end())
+    socket.on('close', () => back.end())
     socket.on('data', chunk => {
       carried.bytes = Buffer.concat([carried.bytes, chunk])
     })
     socket.pipe(back).pipe(socket)
   })
+  server.on('connection', socket => {
+    ports.set(socket, socket.remotePort)
+    socket.on('close', () => ports.delete(socket))
+  })
   server.on('clientError', (_error, socket) => {
-    carriedBy(socket).cut = true
+    const carried = carriedBy(socket)
+    if (carried !== undefined) carried.cut = true
     socket.destroy()
   })
   server.listen(0, '127.0.0.1')
@@ -80,10 +90,14 @@ const log = http.createServer(async (request, response) => {
 log.listen(0, '127.0.0.1')
 await once(log, 'listening')
 
+const idsOf = ({ bytes }: Carried): readonly string[] =>
+  [...bytes.toString('latin1').matchAll(/^X-Postern-Request-Id: (\w{32})\r$/gim)].map(
+    ([, id]) => id!
+  )
+
 /** The log's word on one connection: how many requests it carried, and how many of them for certain whole. */
-function accountOf({ bytes }: Carried): { readonly sent: number; readonly answered: number } {
-  const ids = [...bytes.toString('latin1').matchAll(/^X-Postern-Request-Id: (\w{32})\r$/gim)]
-  const entries = ids.flatMap(([, id]) => logged.get(id!) ?? [])
+function accountOf(carried: Carried): { readonly sent: number; readonly answered: number } {
+  const entries = idsOf(carried).flatMap(id => logged.get(id) ?? [])
   return { sent: entries.length, answered: entries.filter(({ answered }) => answered).length }
 }
 
@@ -162,13 +176,22 @@ await t.test('nothing an attacker sends becomes two requests', async t => {
   )
   const forwarded = upstream.connections.reduce((sum, { requests }) => sum + requests, 0)
   t.ok(forwarded > 20)
-  const heads = () => upstream.connections.reduce((sum, each) => sum + accountOf(each).sent, 0)
-  await until(() => heads() === logged.size && heads() >= forwarded, 'the log of every request')
-  t.ok([...logged.values()].filter(({ answered }) => answered).length > 20)
-  for (const each of upstream.connections) {
+  const heads = () => upstream.connections.flatMap(idsOf)
+  await until(
+    () => heads().length >= forwarded && heads().every(id => logged.has(id)),
+    'the log of every request'
+  )
+  // One whose client left before it was sent is logged and was carried by none.
+  const carried = new Set(heads())
+  const answered = [...logged].filter(([, entry]) => entry.answered)
+  t.ok(answered.length > 20)
+  for (const [id] of answered) t.ok(carried.has(id), 'an answer is that of a request')
+  // That a connection was cut is seen some turns later than the log of what was cut.
+  const isAccounted = (each: Carried): boolean => {
     const { sent, answered } = accountOf(each)
-    t.ok(each.cut ? each.requests >= answered : each.requests === sent, `${sent} were logged`)
+    return each.cut ? each.requests >= answered : each.requests === sent
   }
+  await until(() => upstream.connections.every(isAccounted), 'as many requests as were logged')
 })
 
 /** A real server on a free port that answers every request. */
