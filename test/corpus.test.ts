@@ -13,6 +13,9 @@ import { startGateway, until } from './harness.ts'
 import { freePort } from './ports.ts'
 import { raw, statuses } from './raw.ts'
 
+// Threads start slowly on a busy machine.
+t.setTimeout(200_000)
+
 /** What one upstream connection carried. */
 interface Carried {
   bytes: Buffer

@@ -89,9 +89,10 @@ await t.test('the pod is locked down and has time to drain', async t => {
   )
 })
 
-await t.test('manifests and chart are of this version', async t => {
+await t.test('manifests, chart and Compose file are of this version', async t => {
   t.equal(find('Deployment').spec!.template.spec.containers[0]!.image, `postern:${version}`)
   t.match(parse(read('helm/postern/Chart.yaml')), { version, appVersion: version })
+  t.equal(parse(read('../compose.yaml')).services.postern.image, `postern:${version}`)
 })
 
 const helm = (...args: string[]) =>

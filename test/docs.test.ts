@@ -4,7 +4,7 @@ import t from 'tap'
 import { loadConfig } from '../src/config.ts'
 import { plugins } from '../src/plugins/index.ts'
 import { kinds, unservedFields, unservedKinds } from '../src/schema/kinds.ts'
-import { type Setting, settingsTable } from '../src/settings.ts'
+import { collectSettings, type Setting, settingsTable } from '../src/settings.ts'
 import { backendTypes } from '../src/vault/backends/index.ts'
 import { createVaults } from '../src/vault/vaults.ts'
 
@@ -188,6 +188,8 @@ await t.test('every example is valid, raises no warning, and is named by a page'
     t.ok(routes.length > 0, `${file} serves something`)
     t.ok(authored.includes(basename(file)), `${file} is named`)
     t.match(read(file), /^# /, `${file} begins with what it shows`)
+    for (const [, name, value] of read(file).matchAll(/^# {3}(POSTERN_\w+)=(.*)$/gm))
+      t.same(collectSettings({ [name!]: value }).warnings, [], `${file}: ${name}`)
   }
 })
 
