@@ -9,6 +9,7 @@ import {
   median,
   need,
   PROXY_CORE,
+  portOf,
   resident,
   start,
   startUpstream,
@@ -16,6 +17,7 @@ import {
   UPSTREAM_PORT
 } from './lab.ts'
 import { postern } from './peers/index.ts'
+import { conclude, outcome } from './targets.ts'
 
 // What an idle keep-alive connection costs, over what it costs plain node:http.
 
@@ -54,7 +56,7 @@ try {
   await startUpstream()
   const peer = postern(
     'connections',
-    19_301,
+    portOf(301),
     `_format_version: "3.0"
 services: [{ name: a, url: "http://127.0.0.1:${UPSTREAM_PORT}", routes: [{ name: all, paths: [/] }] }]
 `,
@@ -64,12 +66,23 @@ services: [{ name: a, url: "http://127.0.0.1:${UPSTREAM_PORT}", routes: [{ name:
   const plain: number[] = []
   for (let round = 0; round < ROUNDS; round++) {
     own.push(await cost(start(PROXY_CORE, peer.command, peer.env), peer.port))
-    const node = [process.execPath, join(import.meta.dirname, 'peers/node-http.ts'), '19302']
-    plain.push(await cost(start(PROXY_CORE, node), 19_302))
+    const node = [
+      process.execPath,
+      join(import.meta.dirname, 'peers/node-http.ts'),
+      `${portOf(302)}`
+    ]
+    plain.push(await cost(start(PROXY_CORE, node), portOf(302)))
   }
-  console.log(
-    `${CONNECTIONS} idle connections: ${median(own).toFixed(1)} kB each, ${median(plain).toFixed(1)} kB with plain node:http`
-  )
+  const over = median(own) - median(plain)
+  console.log(`${median(own).toFixed(1)} kB each, ${median(plain).toFixed(1)} with plain node:http`)
+  conclude('connections', [
+    outcome(`${CONNECTIONS} idle keep-alive connections, each over plain node:http`, {
+      measured: over,
+      atMost: 15,
+      unit: ' kB',
+      digits: 1
+    })
+  ])
 } finally {
   await closeLab()
 }

@@ -6,13 +6,18 @@ import { connect, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
-import { generate } from 'selfsigned'
+import { selfSigned } from '../src/proxy/self-signed.ts'
+import type { OpenLoop } from './open-loop.ts'
 
 /** The core each proxy is measured on, one after the other. */
 export const PROXY_CORE = '0'
 /** The core of the load and the upstream. */
 export const OTHER_CORE = '1'
-export const UPSTREAM_PORT = 19_100
+
+const PORTS = Number(process.env.BENCH_PORTS ?? 19_000)
+/** A port of this run. BENCH_PORTS moves all of them. */
+export const portOf = (offset: number): number => PORTS + offset
+export const UPSTREAM_PORT = portOf(100)
 
 /** Files of one run; removed by {@link closeLab}. */
 export const directory = mkdtempSync(join(tmpdir(), 'postern-bench-'))
@@ -76,6 +81,15 @@ export async function connectFrom(port: number, index: number): Promise<Socket> 
   const socket = connect({ host: '127.0.0.1', port, localAddress })
   await once(socket, 'connect')
   return socket
+}
+
+/** Whether something listens on a local port. */
+function connects(port: number): Promise<boolean> {
+  return new Promise(resolve => {
+    const socket = connect({ host: '127.0.0.1', port })
+    socket.on('connect', () => resolve(true)).on('error', () => resolve(false))
+    socket.on('connect', () => socket.destroy())
+  })
 }
 
 /** Waits until `url` answers 200; gives how many milliseconds after `since` that was. */
@@ -196,6 +210,21 @@ export async function load({
   }
 }
 
+/** Runs bench/open-loop.ts on the other core: `rate` requests a second, whatever the proxy does. */
+export async function openLoop(port: number, rate: number, seconds: number): Promise<OpenLoop> {
+  const program = join(import.meta.dirname, 'open-loop.ts')
+  const { stdout } = await run('taskset', [
+    '-c',
+    OTHER_CORE,
+    process.execPath,
+    program,
+    `${port}`,
+    `${rate}`,
+    `${seconds}`
+  ])
+  return JSON.parse(stdout) as OpenLoop
+}
+
 export const median = (values: readonly number[]): number =>
   [...values].sort((a, b) => a - b)[values.length >> 1]!
 
@@ -218,6 +247,11 @@ uwsgi_temp_path ${directory}/${name}-u; scgi_temp_path ${directory}/${name}-s; $
  * `/upload` takes a body.
  */
 export async function startUpstream(): Promise<ChildProcess> {
+  if (await connects(UPSTREAM_PORT)) {
+    throw new Error(
+      `Something listens on port ${UPSTREAM_PORT} already: set BENCH_PORTS to another thousand.`
+    )
+  }
   file('10k', 'x'.repeat(10_240))
   file('1m', 'x'.repeat(1_048_576))
   const small = 'x'.repeat(100)
@@ -225,7 +259,7 @@ export async function startUpstream(): Promise<ChildProcess> {
     OTHER_CORE,
     nginxConfig(
       'upstream',
-      `sendfile on; server { listen 127.0.0.1:${UPSTREAM_PORT} reuseport; root ${directory};
+      `sendfile on; server { listen 127.0.0.1:${UPSTREAM_PORT}; root ${directory};
 location = / { return 200 "${small}"; } location = /upload { return 200 "${small}"; } location = /10k {} location = /1m {}
 location / { return 200 "${small}"; } }`
     )
@@ -234,20 +268,17 @@ location / { return 200 "${small}"; } }`
   return child
 }
 
-let pair:
-  | Promise<{ readonly cert: string; readonly key: string; readonly both: string }>
-  | undefined
+let pair: { readonly cert: string; readonly key: string; readonly both: string } | undefined
 
 /** A certificate and key of this run, as the paths of PEM files; `both` is one after the other. */
 export function keyPair(): NonNullable<typeof pair> {
-  pair ??= generate([{ name: 'commonName', value: 'localhost' }], {
-    keyType: 'ec',
-    curve: 'P-256',
-    algorithm: 'sha256'
-  }).then(({ cert, private: key }) => ({
-    cert: file('cert.pem', cert),
-    key: file('key.pem', key),
-    both: file('both.pem', `${cert.trim()}\n${key.trim()}\n`)
-  }))
+  if (pair === undefined) {
+    const { cert, key } = selfSigned()
+    pair = {
+      cert: file('cert.pem', cert),
+      key: file('key.pem', key),
+      both: file('both.pem', cert + key)
+    }
+  }
   return pair
 }

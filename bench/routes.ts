@@ -7,6 +7,7 @@ import {
   median,
   need,
   PROXY_CORE,
+  portOf,
   start,
   startUpstream,
   stop,
@@ -50,8 +51,8 @@ end`
 
 try {
   await startUpstream()
-  const one = postern('one-route', 19_301, config(1))
-  const many = postern('many-routes', 19_302, config(ROUTES))
+  const one = postern('one-route', portOf(301), config(1))
+  const many = postern('many-routes', portOf(302), config(ROUTES))
   const rates = { one: [] as number[], many: [] as number[] }
   for (let round = 0; round < ROUNDS; round++) {
     for (const [name, peer] of [

@@ -10,6 +10,7 @@ import {
   need,
   OTHER_CORE,
   PROXY_CORE,
+  portOf,
   resident,
   start,
   startUpstream,
@@ -61,7 +62,7 @@ try {
     String(COLLECTOR_PORT)
   ])
   replace('token', 'token-0')
-  const peer = postern('soak', 19_301, config(0), { POSTERN_VAULT_FS_PREFIX: directory })
+  const peer = postern('soak', portOf(301), config(0), { POSTERN_VAULT_FS_PREFIX: directory })
   const child = start(PROXY_CORE, peer.command, peer.env)
   const url = `http://127.0.0.1:${peer.port}/`
   await answering(url)

@@ -1,8 +1,9 @@
 import { once } from 'node:events'
 import http from 'node:http'
 import { Readable } from 'node:stream'
-import { answering, closeLab, need, PROXY_CORE, resident, start, stop } from './lab.ts'
+import { answering, closeLab, need, PROXY_CORE, portOf, resident, start, stop } from './lab.ts'
 import { postern } from './peers/index.ts'
+import { conclude, outcome } from './targets.ts'
 
 // A large download and a large upload at once, each with one slow side: how much memory they take.
 
@@ -47,14 +48,14 @@ const upstream = http.createServer((request, response) => {
     void readSlowly(request).then(total => response.end(String(total)))
   }
 })
-upstream.listen(19_120, '127.0.0.1')
+upstream.listen(portOf(120), '127.0.0.1')
 await once(upstream, 'listening')
 try {
   const peer = postern(
     'transfers',
-    19_301,
+    portOf(301),
     `_format_version: "3.0"
-services: [{ name: a, url: "http://127.0.0.1:19120", routes: [{ name: all, paths: [/] }] }]
+services: [{ name: a, url: "http://127.0.0.1:${portOf(120)}", routes: [{ name: all, paths: [/] }] }]
 `
   )
   const child = start(PROXY_CORE, peer.command, peer.env)
@@ -86,10 +87,18 @@ services: [{ name: a, url: "http://127.0.0.1:19120", routes: [{ name: all, paths
   if (downloaded !== BYTES || uploaded !== BYTES) {
     throw new Error(`${downloaded} and ${uploaded} bytes arrived instead of ${BYTES}`)
   }
+  const size = `${(BYTES / 1024 ** 3).toFixed(1)} GiB`
   console.log(
-    `${(BYTES / 1024 ** 3).toFixed(1)} GiB down and up at once in ${((performance.now() - began) / 1000).toFixed(0)} s, slow readers on both: ` +
-      `resident memory grew by at most ${(most - before).toFixed(0)} MiB (from ${before.toFixed(0)})`
+    `${size} both ways in ${((performance.now() - began) / 1000).toFixed(0)} s, from ${before.toFixed(0)} to at most ${most.toFixed(0)} MiB`
   )
+  conclude('transfers', [
+    outcome(`memory growth while ${size} go down and ${size} up, slow readers on both`, {
+      measured: most - before,
+      atMost: 48,
+      unit: ' MiB',
+      digits: 0
+    })
+  ])
   await stop(child)
 } finally {
   upstream.closeAllConnections()

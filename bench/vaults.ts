@@ -13,6 +13,7 @@ import {
   need,
   OTHER_CORE,
   PROXY_CORE,
+  portOf,
   resident,
   start,
   startUpstream,
@@ -108,7 +109,7 @@ async function startSlowVault() {
       response.end(body)
     }, 20)
   })
-  server.listen(19_130, '127.0.0.1')
+  server.listen(portOf(130), '127.0.0.1')
   await once(server, 'listening')
   return {
     get reads() {
@@ -136,12 +137,12 @@ try {
   replaceKeys(0)
   const still = postern(
     'still',
-    19_301,
+    portOf(301),
     credentials(1000, i => `literal-${i}`)
   )
   const rotating = postern(
     'rotating',
-    19_302,
+    portOf(302),
     credentials(1000, i => `{vault://fs/keys.json/k${i}}`),
     { POSTERN_VAULT_FS_PREFIX: directory }
   )
@@ -169,8 +170,8 @@ plugins:
     )
   const [literal, referring] = await compare(
     [
-      logged('literals', 19_303, i => `value-${i}`),
-      logged('references', 19_304, i => `{vault://fs/keys.json/k${i}}`)
+      logged('literals', portOf(303), i => `value-${i}`),
+      logged('references', portOf(304), i => `{vault://fs/keys.json/k${i}}`)
     ],
     32
   )
@@ -181,7 +182,7 @@ plugins:
   const vault = await startSlowVault()
   const vaultEnv = {
     POSTERN_VAULT_HCV_HOST: '127.0.0.1',
-    POSTERN_VAULT_HCV_PORT: '19130',
+    POSTERN_VAULT_HCV_PORT: `${portOf(130)}`,
     POSTERN_VAULT_HCV_PROTOCOL: 'http',
     POSTERN_VAULT_HCV_MOUNT: 'secret',
     POSTERN_VAULT_HCV_KV: 'v2',
@@ -197,7 +198,7 @@ plugins:
         'none',
         postern(
           'plain',
-          19_305,
+          portOf(305),
           credentials(10_000, i => `literal-key-of-${i}`)
         )
       ],
@@ -205,7 +206,7 @@ plugins:
         'all',
         postern(
           'referring',
-          19_306,
+          portOf(306),
           credentials(10_000, i => `{vault://hcv/s${i % 100}/k${Math.floor(i / 100)}}`),
           vaultEnv
         )

@@ -8,6 +8,7 @@ import {
   need,
   OTHER_CORE,
   PROXY_CORE,
+  portOf,
   resident,
   root,
   start
@@ -17,7 +18,7 @@ import { postern } from './peers/index.ts'
 // What an idle WebSocket costs: one connection of the client and one to the upstream.
 
 const CONNECTIONS = Number(process.env.BENCH_IDLE_CONNECTIONS ?? 10_000)
-const UPSTREAM = 19_303
+const UPSTREAM = portOf(303)
 
 need('taskset')
 
@@ -67,7 +68,7 @@ server.on('connection', socket => {
   start(OTHER_CORE, [process.execPath, server])
   const peer = postern(
     'websockets',
-    19_304,
+    portOf(304),
     `_format_version: "3.0"
 services: [{ name: a, url: "http://127.0.0.1:${UPSTREAM}", routes: [{ name: all, paths: [/] }] }]
 `,

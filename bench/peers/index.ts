@@ -1,6 +1,6 @@
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
-import { directory, file, has, keyPair, nginxConfig, root, UPSTREAM_PORT } from '../lab.ts'
+import { directory, file, has, keyPair, nginxConfig, portOf, root, UPSTREAM_PORT } from '../lab.ts'
 
 /** One proxy to measure. */
 export interface Peer {
@@ -14,7 +14,7 @@ export interface Peer {
 }
 
 const UPSTREAM = `http://127.0.0.1:${UPSTREAM_PORT}`
-export const COLLECTOR_PORT = 19_110
+export const COLLECTOR_PORT = portOf(110)
 const node = process.execPath
 
 /** How the gateway is started: its bundle. */
@@ -55,9 +55,9 @@ plugins:
 `
 
 /** Every peer, those that are not installed with the reason. */
-export async function peers(): Promise<readonly Peer[]> {
+export function peers(): readonly Peer[] {
   if (!existsSync(join(root, 'dist/cli.js'))) throw new Error('run npm run build first')
-  const { cert, key, both } = await keyPair()
+  const { cert, key, both } = keyPair()
   const script = (name: string, port: number, tls = true): Peer => ({
     name,
     port,
@@ -76,10 +76,10 @@ export async function peers(): Promise<readonly Peer[]> {
 	auto_https off
 	storage file_system ${directory}/caddy
 }
-http://127.0.0.1:19205 {
+http://127.0.0.1:${portOf(205)} {
 	reverse_proxy 127.0.0.1:${UPSTREAM_PORT}
 }
-https://127.0.0.1:19255 {
+https://127.0.0.1:${portOf(255)} {
 	tls ${cert} ${key}
 	reverse_proxy 127.0.0.1:${UPSTREAM_PORT}
 }
@@ -97,8 +97,8 @@ defaults
   timeout server 60s
   http-reuse always
 frontend f
-  bind 127.0.0.1:19206
-  bind 127.0.0.1:19256 ssl crt ${both}
+  bind 127.0.0.1:${portOf(206)}
+  bind 127.0.0.1:${portOf(256)} ssl crt ${both}
   default_backend b
 backend b
   server s 127.0.0.1:${UPSTREAM_PORT}
@@ -107,38 +107,38 @@ backend b
   const nginx = nginxConfig(
     'nginx-peer',
     `upstream u { server 127.0.0.1:${UPSTREAM_PORT}; keepalive 512; keepalive_requests 100000000; }
-server { listen 127.0.0.1:19207; listen 127.0.0.1:19257 ssl; ssl_certificate ${cert}; ssl_certificate_key ${key};
+server { listen 127.0.0.1:${portOf(207)}; listen 127.0.0.1:${portOf(257)} ssl; ssl_certificate ${cert}; ssl_certificate_key ${key};
 location / { proxy_pass http://u; proxy_http_version 1.1; proxy_set_header Connection ""; } }`
   )
   const installed = (command: string, peer: Peer): Peer =>
     has(command) ? peer : { ...peer, missing: `${command} is not installed` }
   return [
-    postern('postern', 19_201, BARE),
-    postern('postern, 4 plugins', 19_202, FOUR_PLUGINS),
-    script('@fastify/http-proxy', 19_203),
-    script('http-proxy-3', 19_204),
-    script('fast-proxy', 19_208, false),
+    postern('postern', portOf(201), BARE),
+    postern('postern, 4 plugins', portOf(202), FOUR_PLUGINS),
+    script('@fastify/http-proxy', portOf(203)),
+    script('http-proxy-3', portOf(204)),
+    script('fast-proxy', portOf(208), false),
     installed('caddy', {
       name: 'Caddy',
-      port: 19_205,
-      tlsPort: 19_255,
+      port: portOf(205),
+      tlsPort: portOf(255),
       command: ['caddy', 'run', '--adapter', 'caddyfile', '--config', caddyfile],
       env: { GOMAXPROCS: '1', HOME: directory }
     }),
     installed('haproxy', {
       name: 'HAProxy',
-      port: 19_206,
-      tlsPort: 19_256,
+      port: portOf(206),
+      tlsPort: portOf(256),
       command: ['haproxy', '-f', haproxy, '-db']
     }),
-    { name: 'nginx', port: 19_207, tlsPort: 19_257, command: nginx }
+    { name: 'nginx', port: portOf(207), tlsPort: portOf(257), command: nginx }
   ]
 }
 
 /** The same peer as it is started for TLS. */
-export async function withTls(peer: Peer): Promise<Peer> {
+export function withTls(peer: Peer): Peer {
   if (!peer.command[1]?.endsWith('.ts')) return peer
-  const { cert, key } = await keyPair()
+  const { cert, key } = keyPair()
   const command = [...peer.command]
   command[2] = String(peer.tlsPort)
   return { ...peer, command: [...command, cert, key] }
