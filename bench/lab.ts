@@ -1,7 +1,8 @@
 import { type ChildProcess, execFile, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { Agent, request } from 'node:https'
+import { mkdtempSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import http from 'node:http'
+import https from 'node:https'
 import { connect, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -43,6 +44,20 @@ export function file(name: string, text: string): string {
   const path = join(directory, name)
   writeFileSync(path, text)
   return path
+}
+
+/** Replaces a file of this run at once, as tools that write configurations and secrets do. */
+export function replace(path: string, text: string): void {
+  writeFileSync(`${path}.new`, text)
+  renameSync(`${path}.new`, path)
+}
+
+/** A sample of a gateway's metrics, by its name and labels as they stand there; the sum of several. */
+export async function metric(gateway: { readonly port: number }, name: string): Promise<number> {
+  const text = await (await fetch(`http://127.0.0.1:${gateway.port + 500}/metrics`)).text()
+  const samples = text.split('\n').filter(line => line.startsWith(name))
+  if (samples.length === 0) throw new Error(`The gateway tells nothing of ${name}.`)
+  return samples.reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(' '))), 0)
 }
 
 /** Starts a process on one core. Its errors are shown, its output is not. */
@@ -92,33 +107,31 @@ function connects(port: number): Promise<boolean> {
   })
 }
 
+const anyCertificate = new https.Agent({ rejectUnauthorized: false })
+
+/** One GET with the key of the benchmarks; the status is 0 when there is no answer. */
+export function ask(url: string): Promise<{ readonly status: number; readonly cookies: string[] }> {
+  const headers = { apikey: 'bench-key-0' }
+  return new Promise(resolve => {
+    const answered = (response: http.IncomingMessage): void => {
+      response.resume()
+      resolve({ status: response.statusCode!, cookies: response.headers['set-cookie'] ?? [] })
+    }
+    const request = url.startsWith('https:')
+      ? https.get(url, { agent: anyCertificate, headers }, answered)
+      : http.get(url, { headers }, answered)
+    request.on('error', () => resolve({ status: 0, cookies: [] }))
+  })
+}
+
 /** Waits until `url` answers 200; gives how many milliseconds after `since` that was. */
 export async function answering(url: string, since = performance.now()): Promise<number> {
-  const headers = { apikey: 'bench-key-0' }
   for (;;) {
-    const status = url.startsWith('https:')
-      ? await tlsStatus(url, headers)
-      : await fetch(url, { headers }).then(
-          response => response.status,
-          () => 0
-        )
+    const { status } = await ask(url)
     if (status === 200) return performance.now() - since
     if (performance.now() - since > 20_000) throw new Error(`nothing answers at ${url}`)
     await new Promise(resolve => setTimeout(resolve, 5))
   }
-}
-
-const anyCertificate = new Agent({ rejectUnauthorized: false })
-
-function tlsStatus(url: string, headers: Record<string, string>): Promise<number> {
-  return new Promise(resolve => {
-    request(url, { agent: anyCertificate, headers }, response => {
-      response.resume()
-      resolve(response.statusCode!)
-    })
-      .on('error', () => resolve(0))
-      .end()
-  })
 }
 
 /** A process and everything it started. */
@@ -211,7 +224,12 @@ export async function load({
 }
 
 /** Runs bench/open-loop.ts on the other core: `rate` requests a second, whatever the proxy does. */
-export async function openLoop(port: number, rate: number, seconds: number): Promise<OpenLoop> {
+export async function openLoop(
+  port: number,
+  rate: number,
+  seconds: number,
+  path = '/'
+): Promise<OpenLoop> {
   const program = join(import.meta.dirname, 'open-loop.ts')
   const { stdout } = await run('taskset', [
     '-c',
@@ -220,7 +238,8 @@ export async function openLoop(port: number, rate: number, seconds: number): Pro
     program,
     `${port}`,
     `${rate}`,
-    `${seconds}`
+    `${seconds}`,
+    path
   ])
   return JSON.parse(stdout) as OpenLoop
 }

@@ -2,7 +2,7 @@ import { once } from 'node:events'
 import { connect, type Socket } from 'node:net'
 import { isMainThread, parentPort, Worker } from 'node:worker_threads'
 
-// A load at a constant rate, whatever the server does: `node bench/open-loop.ts PORT RATE SECONDS`
+// A load at a constant rate, whatever the server does: `node bench/open-loop.ts PORT RATE SECONDS [PATH]`
 // prints an OpenLoop as JSON. Latency counts from when a request was due, not from when a connection
 // was free to send it. So a server that stands still is charged with all requests it kept waiting,
 // of which a closed loop like wrk sends only one for each connection (coordinated omission).
@@ -23,7 +23,8 @@ const BEAT = 0.2
 /** Milliseconds that answers are waited for after the last request. */
 const LAST_ANSWERS = 5000
 
-const REQUEST = 'GET / HTTP/1.1\r\nHost: bench\r\n\r\n'
+const [port, rate, seconds, path = '/'] = process.argv.slice(2)
+const REQUEST = `GET ${path} HTTP/1.1\r\nHost: bench\r\n\r\n`
 
 /** A timer of fractions of a millisecond: those of an event loop have whole ones. */
 function beat(): never {
@@ -127,8 +128,8 @@ async function measure(port: number, rate: number, seconds: number): Promise<Ope
 }
 
 if (isMainThread) {
-  const [port, rate, seconds] = process.argv.slice(2).map(Number)
-  process.stdout.write(JSON.stringify(await measure(port!, rate!, seconds!)))
+  const measured = await measure(Number(port), Number(rate), Number(seconds))
+  process.stdout.write(JSON.stringify(measured))
   process.exit(0)
 }
 beat()

@@ -1,33 +1,38 @@
-import { writeFileSync } from 'node:fs'
 import {
   answering,
   closeLab,
   file,
   load,
   median,
+  metric,
   need,
+  openLoop,
   PROXY_CORE,
   portOf,
+  replace,
   start,
   startUpstream,
   stop,
   UPSTREAM_PORT
 } from './lab.ts'
-import { postern } from './peers/index.ts'
+import { type Peer, postern } from './peers/index.ts'
+import { conclude, outcome } from './targets.ts'
 
 // What the number of routes costs: throughput with 10,000 against one, the time to load them, and
 // what a reload of them does to requests under way.
 
 const ROUNDS = Number(process.env.BENCH_ROUNDS ?? 5)
 const SECONDS = Number(process.env.BENCH_SECONDS ?? 3)
-const ROUTES = 10_000
+const WARM_UP = Number(process.env.BENCH_WARM_UP ?? 4)
+const ROUTES = Number(process.env.BENCH_ROUTES ?? 10_000)
+const CONNECTIONS = 64
 
 need('wrk', 'nginx', 'taskset')
 
-/** Half prefixes, half hosts with a prefix, one in a hundred a pattern. */
+/** Half prefixes, half hosts with a prefix, one in a hundred a pattern; or one route for everything. */
 function config(count: number, salt = ''): string {
   const routes = Array.from({ length: count }, (_, i) => {
-    if (count === 1) return { name: 'r0', paths: ['/r0/'] }
+    if (count === 1) return { name: 'all', paths: ['/'] }
     if (i % 100 === 99) return { name: `r${i}`, paths: [`~/p${i}/(?<id>\\d+)$`] }
     return i % 2 === 0
       ? { name: `r${i}`, paths: [`/r${i}/`] }
@@ -37,73 +42,98 @@ function config(count: number, salt = ''): string {
   return JSON.stringify({ _format_version: '3.0', services })
 }
 
-/** Asks for a different route each time, half of them by host. */
-const anyRoute = file(
+/** Asks for any of the routes, half of them by host. Whatever it meets gets the same requests. */
+const script = file(
   'routes.lua',
-  `local n = 0
-request = function()
-  n = (n * 1103515245 + 12345) % 2147483648
-  local i = n % ${ROUTES}
+  `request = function()
+  local i = math.random(0, ${ROUTES - 1})
   if i % 100 == 99 then return wrk.format("GET", "/p" .. i .. "/42") end
   return wrk.format("GET", "/r" .. i .. "/", { Host = "h" .. i .. ".example" })
 end`
 )
 
+const urlOf = (peer: Peer): string => `http://127.0.0.1:${peer.port}/r0/`
+
+/** Starts a gateway on the measured core; gives it and the milliseconds to its first answer. */
+async function serve(peer: Peer) {
+  const began = performance.now()
+  const child = start(PROXY_CORE, peer.command, peer.env)
+  return { child, ready: await answering(urlOf(peer), began) }
+}
+
+/** Throughput of each, rounds alternating, both running and warm. */
+async function throughput(peers: readonly Peer[]): Promise<readonly number[]> {
+  const rates = peers.map((): number[] => [])
+  for (const peer of peers) {
+    await load({ url: urlOf(peer), connections: CONNECTIONS, seconds: WARM_UP, script })
+  }
+  for (let round = 0; round < ROUNDS; round++) {
+    for (const [index, peer] of peers.entries()) {
+      const url = urlOf(peer)
+      const measured = await load({ url, connections: CONNECTIONS, seconds: SECONDS, script })
+      if (measured.failed > 0) throw new Error(`${measured.failed} requests failed`)
+      rates[index]!.push(measured.requestsPerSecond)
+    }
+  }
+  return rates.map(median)
+}
+
+/** Writes all routes anew, each time under another service, until `until`; gives how often. */
+async function rewriting(peer: Peer, until: number): Promise<number> {
+  const path = peer.command.at(-1)!
+  const reloads = (): Promise<number> => metric(peer, 'postern_config_reloads_total{result="ok"}')
+  let count = 0
+  while (performance.now() < until) {
+    const before = await reloads()
+    replace(path, config(ROUTES, `-${count}`))
+    while ((await reloads()) === before) await new Promise(resolve => setTimeout(resolve, 100))
+    count++
+  }
+  return count
+}
+
 try {
   await startUpstream()
   const one = postern('one-route', portOf(301), config(1))
   const many = postern('many-routes', portOf(302), config(ROUTES))
-  const rates = { one: [] as number[], many: [] as number[] }
-  for (let round = 0; round < ROUNDS; round++) {
-    for (const [name, peer] of [
-      ['one', one],
-      ['many', many]
-    ] as const) {
-      const child = start(PROXY_CORE, peer.command, peer.env)
-      const url = `http://127.0.0.1:${peer.port}/r0/`
-      await answering(url)
-      const script = name === 'many' ? { script: anyRoute } : {}
-      await load({ url, connections: 64, seconds: 1, ...script })
-      const { requestsPerSecond, failed } = await load({
-        url,
-        connections: 64,
-        seconds: SECONDS,
-        ...script
-      })
-      if (failed > 0) throw new Error(`${failed} requests failed`)
-      rates[name].push(requestsPerSecond)
-      await stop(child)
-    }
-  }
-  console.log(
-    `${ROUTES} routes: ${(median(rates.many) / median(rates.one)).toFixed(2)} × the throughput of one`
-  )
+  const single = await serve(one)
+  const { child, ready } = await serve(many)
+  const [alone, among] = await throughput([one, many])
+  await stop(single.child)
 
-  const file0 = many.command.at(-1)!
-  const child = start(PROXY_CORE, many.command, many.env)
-  const url = `http://127.0.0.1:${many.port}/r0/`
-  const ready = await answering(url)
-  const status = `http://127.0.0.1:${many.port + 500}`
-  await load({ url, connections: 64, seconds: 2 })
-  const quiet = await load({ url, connections: 16, seconds: SECONDS })
-  let reloads = 0
-  const times: number[] = []
-  const during = load({ url, connections: 16, seconds: 3 * SECONDS })
-  const end = performance.now() + 3 * SECONDS * 1000 - 500
-  while (performance.now() < end) {
-    writeFileSync(file0, config(ROUTES, `-${reloads}`))
-    const began = performance.now()
-    const answer = await fetch(`${status}/reload`, { method: 'POST' })
-    if (answer.status !== 200) throw new Error(await answer.text())
-    times.push(performance.now() - began)
-    reloads++
-    await new Promise(resolve => setTimeout(resolve, 500))
-  }
-  const busy = await during
-  console.log(`start with ${ROUTES} routes: ${Math.round(ready)} ms to the first answer`)
+  const seconds = ROUNDS * SECONDS
+  const rate = among! / 2
+  const before = await openLoop(many.port, rate, seconds, '/r0/')
+  const [busy, reloads] = await Promise.all([
+    openLoop(many.port, rate, seconds, '/r0/'),
+    rewriting(many, performance.now() + seconds * 1000)
+  ])
   console.log(
-    `${reloads} reloads of them under load: ${busy.failed} failed requests, ${Math.round(median(times))} ms each, p99 ${busy.p99.toFixed(1)} ms against ${quiet.p99.toFixed(1)} ms without`
+    `${alone!.toFixed(0)} /s with one route, ${among!.toFixed(0)} with ${ROUTES}; first answer after ${single.ready.toFixed(0)} and ${ready.toFixed(0)} ms; ` +
+      `${reloads} reloads during ${rate.toFixed(0)} requests a second; p99 ${before.p99.toFixed(1)} ms before, ${busy.p99.toFixed(1)} meanwhile`
   )
+  conclude('routes', [
+    outcome(`throughput with ${ROUTES} routes, of that with one`, {
+      measured: among! / alone!,
+      atLeast: 0.95
+    }),
+    outcome(`first answer after the start with ${ROUTES} routes, one core`, {
+      measured: ready / 1000,
+      atMost: 2,
+      unit: ' s'
+    }),
+    outcome(`requests that failed while they were reloaded ${reloads} times`, {
+      measured: before.failed + busy.failed,
+      atMost: 0,
+      digits: 0
+    }),
+    outcome('p99 during the reloads, against twice that before', {
+      measured: busy.p99,
+      atMost: 2 * before.p99,
+      unit: ' ms',
+      digits: 1
+    })
+  ])
   await stop(child)
 } finally {
   await closeLab()

@@ -1,4 +1,3 @@
-import { renameSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import {
   answering,
@@ -7,10 +6,12 @@ import {
   file,
   load,
   median,
+  metric,
   need,
   OTHER_CORE,
   PROXY_CORE,
   portOf,
+  replace,
   resident,
   start,
   startUpstream,
@@ -18,17 +19,17 @@ import {
   UPSTREAM_PORT
 } from './lab.ts'
 import { COLLECTOR_PORT, postern } from './peers/index.ts'
+import { conclude, outcome } from './targets.ts'
 
 // Mixed load with a reload and a rotation every second: memory stays flat and nothing fails.
 
 const MINUTES = Number(process.env.BENCH_SOAK_MINUTES ?? 10)
+/** Of one such minute, for trying. */
+const SECONDS = Number(process.env.BENCH_SOAK_SECONDS ?? 60)
 
 need('wrk', 'nginx', 'taskset')
 
-const replace = (name: string, text: string): void => {
-  writeFileSync(join(directory, `.${name}`), text)
-  renameSync(join(directory, `.${name}`), join(directory, name))
-}
+const token = join(directory, 'token')
 const config = (version: number): string => `_format_version: "3.0"
 services:
   - name: bench
@@ -61,7 +62,7 @@ try {
     join(import.meta.dirname, 'peers/collector.ts'),
     String(COLLECTOR_PORT)
   ])
-  replace('token', 'token-0')
+  replace(token, 'token-0')
   const peer = postern('soak', portOf(301), config(0), { POSTERN_VAULT_FS_PREFIX: directory })
   const child = start(PROXY_CORE, peer.command, peer.env)
   const url = `http://127.0.0.1:${peer.port}/`
@@ -69,10 +70,11 @@ try {
   let change = 0
   const changing = setInterval(() => {
     change++
-    replace('token', `token-${change}`)
-    writeFileSync(peer.command.at(-1)!, config(change))
+    replace(token, `token-${change}`)
+    replace(peer.command.at(-1)!, config(change))
   }, 1000)
-  const minutes: number[] = []
+  const memory: number[] = []
+  const delays: number[] = []
   let failed = 0
   let requests = 0
   for (let minute = 0; minute < MINUTES; minute++) {
@@ -81,26 +83,45 @@ try {
     const measured = await load({
       url,
       connections: 32,
-      seconds: 60,
+      seconds: SECONDS,
       script: mixed,
       headers: ['apikey: bench-key-0']
     })
     clearInterval(sampling)
-    minutes.push(median(samples))
+    const delay = await metric(peer, 'postern_event_loop_delay_seconds{thread="1",quantile="0.99"}')
+    memory.push(median(samples))
+    delays.push(delay * 1000)
     failed += measured.failed
     requests += measured.requests
     console.log(
-      `minute ${minute + 1}: ${Math.round(measured.requestsPerSecond)} /s, ${median(samples).toFixed(0)} MiB, p99 ${measured.p99.toFixed(1)} ms, ${measured.failed} failed`
+      `minute ${minute + 1}: ${Math.round(measured.requestsPerSecond)} /s, ${median(samples).toFixed(0)} MiB, p99 ${measured.p99.toFixed(1)} ms, event loop ${(delay * 1000).toFixed(1)} ms late, ${measured.failed} failed`
     )
   }
   clearInterval(changing)
-  const status = (await (
-    await fetch(`http://127.0.0.1:${peer.port + 500}/status`)
-  ).json()) as Record<string, unknown>
+  const reloads = await metric(peer, 'postern_config_reloads_total{result="ok"}')
+  const refused = await metric(peer, 'postern_config_reloads_total{result="refused"}')
+  const rotations = await metric(peer, 'postern_vault_changes_total')
   console.log(
-    `${requests} requests, ${failed} failed, ${change} reloads and rotations; memory of the last minute ${(minutes.at(-1)! / minutes[1]!).toFixed(3)} × that of the second`
+    `${requests} requests, ${change} changes: ${reloads} reloads, ${refused} refused, ${rotations} rotations`
   )
-  console.log(`event loop delay: ${JSON.stringify(status.event_loop_delay ?? 'not told')}`)
+  conclude('soak', [
+    outcome(`memory in minute ${MINUTES}, of that in minute 2`, {
+      measured: memory.at(-1)! / memory[Math.min(1, MINUTES - 1)]!,
+      atMost: 1.05,
+      digits: 3
+    }),
+    outcome(`requests that failed, of ${requests}`, { measured: failed, atMost: 0, digits: 0 }),
+    outcome('reloads and rotations, of one each second', {
+      measured: Math.min(reloads, rotations) / change,
+      atLeast: 0.9
+    }),
+    outcome('event loop delay, p99 of the worst minute', {
+      measured: Math.max(...delays),
+      atMost: 20,
+      unit: ' ms',
+      digits: 1
+    })
+  ])
   await stop(child)
 } finally {
   await closeLab()
