@@ -13,10 +13,17 @@ const folders = [
   ...globSync('/usr/lib/postgresql/*/bin')
 ]
 
+/** Variables that name a server's path where no registry gives it. */
+const VARIABLES: Readonly<Record<string, string>> = {
+  'server-rest': 'POSTERN_TEST_GCP_EMULATOR',
+  'lowkey-vault-app.jar': 'POSTERN_TEST_LOWKEY_VAULT'
+}
+
 /** The path of a server's executable or archive; undefined where it is not installed. */
 export function findServer(name: string): string | undefined {
-  for (const folder of folders) {
-    const path = join(folder, name)
+  const named = process.env[VARIABLES[name] ?? '']
+  const paths = folders.map(folder => join(folder, name))
+  for (const path of named === undefined || named === '' ? paths : [named]) {
     try {
       accessSync(path, name.endsWith('.jar') ? constants.R_OK : constants.X_OK)
       return path
@@ -28,7 +35,9 @@ export function findServer(name: string): string | undefined {
 /** A reason to skip where one of these is not installed, else false: `{ skip: missing('bao') }`. */
 export function missing(...names: readonly string[]): string | false {
   const absent = names.filter(name => findServer(name) === undefined)
-  return absent.length > 0 && `${absent.join(', ')} not found; .ci/live-servers installs it`
+  const variables = absent.flatMap(name => VARIABLES[name] ?? [])
+  const or = variables.length === 0 ? '' : `, or ${variables.join(', ')} names its path`
+  return absent.length > 0 && `${absent.join(', ')} not found; .ci/live-servers installs it${or}`
 }
 
 /** A real server that runs for a test. */

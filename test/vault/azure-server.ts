@@ -185,13 +185,18 @@ export interface AzureCloud {
 
 let certificate: Promise<{ cert: string; key: string }> | undefined
 
-/** Starts it under a certificate that this process trusts from now on. */
-export async function startAzureCloud(): Promise<AzureCloud> {
+/** A certificate for Azure's names that this process trusts from now on. */
+export function trustedCertificate(): Promise<{ cert: string; key: string }> {
   certificate ??= certificateFor(VAULT_HOST, LOGIN_HOST).then(made => {
     setDefaultCACertificates([...getCACertificates('default'), made.cert])
     return made
   })
-  const azure = await startFakeAzure(await certificate)
+  return certificate
+}
+
+/** Starts it under a certificate that this process trusts from now on. */
+export async function startAzureCloud(): Promise<AzureCloud> {
+  const azure = await startFakeAzure(await trustedCertificate())
   const proxy = await startInterceptingProxy(azure.port)
   const log = { info() {}, warn() {} }
   const environmentWith = (env: Readonly<Record<string, string>>): BackendEnvironment => ({

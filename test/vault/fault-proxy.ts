@@ -1,4 +1,5 @@
 import http, { type IncomingMessage } from 'node:http'
+import https from 'node:https'
 import {
   type Fault,
   type FaultServer,
@@ -26,19 +27,27 @@ export interface FaultProxyOptions extends FaultServerOptions {
   readonly retryAfter?: number
   /** Put on every request. */
   readonly headers?: Readonly<Record<string, string>>
+  /** Turns what the service answers unlike the real one into what that would answer. */
+  readonly amend?: (answer: ServiceAnswer) => ServiceAnswer
 }
 
-/** Starts a proxy before the service at `target`, plain HTTP, that can make its answers fail. */
+/** Starts a proxy before the service at `target` that can make its answers fail; any certificate is taken. */
 export function startFaultProxy(
   target: string,
-  { refusals = {}, retryAfter, headers = {}, ...options }: FaultProxyOptions = {}
+  {
+    refusals = {},
+    retryAfter,
+    headers = {},
+    amend = answer => answer,
+    ...options
+  }: FaultProxyOptions = {}
 ): Promise<FaultServer> {
   return startFaultServer(async (received, fault) => {
     const request = { ...received, headers: { ...received.headers, ...headers } }
     const answer =
       (fault && refusals[fault]) ??
       // The service cannot be asked is an answer of a proxy, too.
-      (await forward(target, request, fault).catch((): ServiceAnswer => ({ status: 502 })))
+      (await forward(target, request, fault).then(amend, (): ServiceAnswer => ({ status: 502 })))
     if (retryAfter === undefined || answer.headers?.['retry-after'] === undefined) return answer
     return { ...answer, headers: { ...answer.headers, 'retry-after': String(retryAfter) } }
   }, options)
@@ -50,8 +59,10 @@ async function forward(
   fault: Fault | undefined
 ): Promise<ServiceAnswer> {
   const answered = Promise.withResolvers<IncomingMessage>()
-  const sent = http.request(target + url, {
+  const { request } = target.startsWith('https:') ? https : http
+  const sent = request(target + url, {
     method,
+    rejectUnauthorized: false,
     agent: false,
     headers: {
       ...passedOn(headers),
