@@ -3,11 +3,21 @@ export const MASK = '[secret]'
 
 /** Shortest value that is looked for in text; shorter ones would blank out half of it. */
 const LEAST = 8
-/** Values that are in force no more and still masked, at most; the oldest give way. */
+/** Values that are in force no more and still masked; beyond them the oldest give way, some at once. */
 const MAX_RETIRED = 10_000
+const RETIRED_BLOCK = 100
 /** Multiplier of the rolling hash (Karp and Rabin), and its power that the oldest character has. */
 const BASE = 0x01000193
 const TOP = Array.from({ length: LEAST - 1 }).reduce<number>(power => Math.imul(power, BASE), 1)
+
+/** A text that is looked for. */
+interface Form {
+  readonly text: string
+  /** Names that hold it as a value. */
+  holders: number
+  /** Values, in force or gone, that may stand in text like this. */
+  values: number
+}
 
 /**
  * Masks known secrets in text, however many there are: one pass with a rolling hash over windows of
@@ -15,12 +25,11 @@ const TOP = Array.from({ length: LEAST - 1 }).reduce<number>(power => Math.imul(
  */
 export class Redactor {
   /** What each name holds: the current value, the previous one, one that is to come. */
-  readonly #held = new Map<string, readonly string[]>()
-  /** How many names hold each value; 0 for those in force no more, oldest first. */
-  readonly #holders = new Map<string, number>()
+  readonly #held = new Map<string, string | readonly string[]>()
+  /** Values in force no more, oldest first. */
   readonly #retired = new Set<string>()
-  /** Forms as they may stand in text, by the hash of the window in their middle. */
-  readonly #index = new Map<number, string[]>()
+  /** Forms by the hash of the window in their middle; nearly always one alone. */
+  readonly #index = new Map<number, Form | readonly Form[]>()
   /** One bit for each hash that the index may have. */
   #filter = new Uint32Array(0)
   /** Hashes put into the filter since it was made, gone ones included. */
@@ -29,51 +38,64 @@ export class Redactor {
   /** Masks these values from now on. What the name held before stays masked as a retired value. */
   hold(name: string, values: readonly string[]): void {
     const long = values.filter(value => value.length >= LEAST)
-    const before = this.#held.get(name) ?? []
+    const before = listOf(this.#held.get(name))
     if (before.length === long.length && before.every((value, i) => value === long[i])) return
     if (long.length === 0) this.#held.delete(name)
-    else this.#held.set(name, long)
-    for (const value of long) {
-      const holders = this.#holders.get(value)
-      if (holders === undefined) for (const form of formsOf(value)) this.#add(form)
-      this.#holders.set(value, (holders ?? 0) + 1)
-      this.#retired.delete(value)
-    }
+    else this.#held.set(name, long.length === 1 ? long[0]! : long)
+    for (const value of long) this.#take(value)
     for (const value of before) this.#release(value)
   }
 
   /** Retires what every name holds for which `keep` is false. */
   retain(keep: (name: string) => boolean): void {
-    for (const name of this.#held.keys()) if (!keep(name)) this.hold(name, [])
+    for (const name of this.#held.keys()) if (!keep(name)) this.hold(name, NONE)
+  }
+
+  #take(value: string): void {
+    const form = this.#formOf(value)
+    form.holders++
+    if (form.holders > 1 || this.#retired.delete(value)) return
+    for (const other of otherFormsOf(value)) this.#formOf(other).values++
   }
 
   #release(value: string): void {
-    const holders = this.#holders.get(value)! - 1
-    this.#holders.set(value, holders)
-    if (holders > 0) return
+    if (--this.#formOf(value).holders > 0) return
     this.#retired.add(value)
-    if (this.#retired.size <= MAX_RETIRED) return
-    const [oldest] = this.#retired
-    this.#retired.delete(oldest!)
-    this.#holders.delete(oldest!)
-    for (const form of formsOf(oldest!)) this.#remove(form)
-  }
-
-  #add(form: string): void {
-    const hash = hashAt(form, middleOf(form))
-    const others = this.#index.get(hash)
-    if (others !== undefined) others.push(form)
-    else {
-      this.#index.set(hash, [form])
-      this.#mark(hash)
+    if (this.#retired.size < MAX_RETIRED + RETIRED_BLOCK) return
+    // A set finds its first member by going over the places of those that went.
+    let spare = RETIRED_BLOCK
+    for (const oldest of this.#retired) {
+      if (spare-- === 0) return
+      this.#retired.delete(oldest)
+      this.#drop(this.#formOf(oldest))
+      for (const other of otherFormsOf(oldest)) {
+        const form = this.#formOf(other)
+        form.values--
+        this.#drop(form)
+      }
     }
   }
 
-  #remove(form: string): void {
-    const hash = hashAt(form, middleOf(form))
-    const forms = this.#index.get(hash)!
-    if (forms.length === 1) this.#index.delete(hash)
-    else forms.splice(forms.indexOf(form), 1)
+  /** The form of this text, made if it is new. */
+  #formOf(text: string): Form {
+    const hash = hashAt(text, middleOf(text))
+    const known = this.#index.get(hash)
+    for (const form of listOf(known)) if (form.text === text) return form
+    const form = { text, holders: 0, values: 0 }
+    if (known === undefined) {
+      this.#index.set(hash, form)
+      this.#mark(hash)
+    } else this.#index.set(hash, [...listOf(known), form])
+    return form
+  }
+
+  /** Forgets a form that stands for nothing any more. */
+  #drop(form: Form): void {
+    if (form.holders > 0 || form.values > 0 || this.#retired.has(form.text)) return
+    const hash = hashAt(form.text, middleOf(form.text))
+    const rest = listOf(this.#index.get(hash)).filter(each => each !== form)
+    if (rest.length === 0) this.#index.delete(hash)
+    else this.#index.set(hash, rest)
   }
 
   #mark(hash: number): void {
@@ -130,7 +152,7 @@ export class Redactor {
     let hash = hashAt(text, 0)
     for (let at = 0; ; at++) {
       if (hasBit(this.#filter, hash)) {
-        for (const form of this.#index.get(hash) ?? NONE) {
+        for (const { text: form } of listOf(this.#index.get(hash))) {
           const start = at - middleOf(form)
           if (start < 0 || !text.startsWith(form, start)) continue
           spans ??= []
@@ -151,6 +173,12 @@ interface Span {
 }
 
 const NONE: readonly never[] = []
+
+/** What is kept without a list when it is one alone. */
+function listOf<T extends string | Form>(kept: T | readonly T[] | undefined): readonly T[] {
+  if (kept === undefined) return NONE
+  return Array.isArray(kept) ? kept : [kept as T]
+}
 
 function merge(spans: readonly Span[]): readonly Span[] {
   const merged: Span[] = []
@@ -185,15 +213,20 @@ function hashAt(text: string, from: number): number {
   return hash
 }
 
-/** A value as it may stand in text: itself, in JSON, in a URL, and the lines of a longer one (PEM). */
-function formsOf(value: string): ReadonlySet<string> {
-  const forms = new Set([value, JSON.stringify(value).slice(1, -1)])
+/** Text that stands in JSON and in a URL as it is. */
+const PLAIN = /^[\w.~!*'()-]+$/
+
+/** A value as it may stand in text besides itself: in JSON, in a URL, and the lines of a longer one (PEM). */
+function otherFormsOf(value: string): Iterable<string> {
+  if (PLAIN.test(value)) return NONE
+  const forms = new Set([JSON.stringify(value).slice(1, -1)])
   if (value.isWellFormed()) forms.add(encodeURIComponent(value))
   if (value.includes('\n')) {
     for (const line of value.split(/\r?\n/)) {
       if (line.length >= 2 * LEAST && !line.startsWith('-----')) forms.add(line)
     }
   }
+  forms.delete(value)
   return forms
 }
 

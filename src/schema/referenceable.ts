@@ -4,7 +4,7 @@ import { looksLikeReference } from '../vault/reference.ts'
 import { Secret } from '../vault/secret.ts'
 import { deepFreeze } from './freeze.ts'
 import { toPointer, validatePlain } from './validator.ts'
-import { branches, isRecord, isReferenceable, memberSchemas, REFERENCEABLE } from './walk.ts'
+import { isRecord, REFERENCEABLE, type Shape, shapeOf } from './walk.ts'
 
 export { REFERENCEABLE } from './walk.ts'
 
@@ -45,25 +45,24 @@ export interface FieldViolation {
   readonly fix: string
 }
 
-type Schema = Readonly<Record<string, unknown>>
-type Leaf = (schemas: readonly Schema[], text: string) => unknown
+type Leaf = (shape: Shape, text: string) => unknown
 
 /**
  * A new frozen value in which every referenceable text is a `Secret`, literals too, and references
- * in integer, number and boolean fields are of that type. `resolve` is asked for texts that hold
- * references; what it throws passes through.
+ * in integer, number and boolean fields are of that type; parts without such texts are those of the
+ * value. `resolve` is asked for texts that hold references; what it throws passes through.
  */
 export function resolveFields(
   schema: TSchema,
   value: unknown,
   resolve: (template: string) => ResolvedField
 ): unknown {
-  return freezeAround(
-    mapReferenceable(schema, value, (schemas, text) => {
+  return deepFreeze(
+    mapReferenceable(schema, value, (shape, text) => {
       const field: ResolvedField = looksLikeReference(text) ? resolve(text) : { value: text }
-      const typed = coerce(schemas, field.value)
+      const typed = coerce(shape, field.value)
       return typeof typed === 'string'
-        ? new Secret(field.value, field.previous, field.since)
+        ? Object.freeze(new Secret(field.value, field.previous, field.since))
         : typed
     })
   )
@@ -75,8 +74,8 @@ export function plainFields(
   value: unknown,
   resolve: (template: string) => string
 ): unknown {
-  return mapReferenceable(schema, value, (schemas, text) =>
-    looksLikeReference(text) ? coerce(schemas, resolve(text)) : text
+  return mapReferenceable(schema, value, (shape, text) =>
+    looksLikeReference(text) ? coerce(shape, resolve(text)) : text
   )
 }
 
@@ -89,39 +88,26 @@ export function validateResolved(schema: TSchema, value: unknown): readonly Fiel
   }))
 }
 
-function mapReferenceable(schema: object, value: unknown, leaf: Leaf): unknown {
-  const visit = (schemas: readonly Schema[], part: unknown): unknown => {
-    if (typeof part === 'string') return isReferenceable(schemas) ? leaf(schemas, part) : part
-    if (Array.isArray(part)) return part.map((item, i) => visit(memberSchemas(schemas, i), item))
+/** A copy with other leaves; parts that can hold none are shared with the value. */
+function mapReferenceable(schema: TSchema, value: unknown, leaf: Leaf): unknown {
+  const visit = (shape: Shape, part: unknown): unknown => {
+    if (!shape.holdsReferences) return part
+    if (typeof part === 'string') return shape.referenceable ? leaf(shape, part) : part
+    if (Array.isArray(part)) return part.map(item => visit(shape.items, item))
     if (!isRecord(part)) return part
-    return Object.fromEntries(
-      Object.entries(part).map(([key, member]) => [key, visit(memberSchemas(schemas, key), member)])
-    )
+    const copy = { ...part }
+    for (const key of Object.keys(part)) copy[key] = visit(shape.member(key), part[key])
+    return copy
   }
-  return visit([schema as Schema], value)
+  return visit(shapeOf([schema as Readonly<Record<string, unknown>>]), value)
 }
 
 /** Text as the type its field has; text that does not read as that type stays text. */
-function coerce(schemas: readonly Schema[], text: string): string | number | boolean {
-  const types = new Set(
-    schemas
-      .flatMap(branches)
-      .flatMap(schema => (schema.type as string | string[] | undefined) ?? [])
-  )
+function coerce({ types }: Shape, text: string): string | number | boolean {
   if (types.has('string')) return text
   const trimmed = text.trim()
   if (types.has('integer') && /^-?\d{1,15}$/.test(trimmed)) return Number(trimmed)
   if (types.has('number') && /^-?\d{1,15}(\.\d{1,15})?$/.test(trimmed)) return Number(trimmed)
   if (types.has('boolean') && (trimmed === 'true' || trimmed === 'false')) return trimmed === 'true'
   return text
-}
-
-/** Freezes plain containers and leaves `Secret`s, which are immutable, as they are. */
-function freezeAround(value: unknown): unknown {
-  if (value instanceof Secret) return Object.freeze(value)
-  if (Array.isArray(value) || isRecord(value)) {
-    for (const part of Object.values(value)) freezeAround(part)
-    return Object.freeze(value)
-  }
-  return deepFreeze(value)
 }

@@ -57,6 +57,77 @@ export function isReferenceable(schemas: readonly Schema[]): boolean {
   return schemas.some(schema => branches(schema).some(branch => branch[REFERENCEABLE] === true))
 }
 
+/**
+ * What schemas say of one place of a value, worked out once: every entity is walked at load and again
+ * when a secret of it rotates.
+ */
+export class Shape {
+  readonly #schemas: readonly Schema[]
+  /** Shapes of the members that schemas name: there are only so many. */
+  readonly #named = new Map<string, Shape>()
+  readonly #names: ReadonlySet<string>
+  #items: Shape | undefined
+  /** Whether a text at this place may hold references. */
+  readonly referenceable: boolean
+  /** Whether any text at this place or below it may. */
+  readonly holdsReferences: boolean
+  /** The JSON types that values at this place may have; empty when any. */
+  readonly types: ReadonlySet<string>
+
+  constructor(schemas: readonly Schema[]) {
+    this.#schemas = schemas
+    const all = schemas.flatMap(branches)
+    this.#names = new Set(
+      all.flatMap(({ properties }) => (isRecord(properties) ? Object.keys(properties) : []))
+    )
+    this.referenceable = isReferenceable(schemas)
+    this.holdsReferences = schemas.some(holdsMark)
+    this.types = new Set(all.flatMap(({ type }) => (type as string | string[] | undefined) ?? []))
+  }
+
+  /** The shape of a member of a map. */
+  member(key: string): Shape {
+    let shape = this.#named.get(key)
+    if (shape !== undefined) return shape
+    shape = shapeOf(memberSchemas(this.#schemas, key))
+    if (this.#names.has(key)) this.#named.set(key, shape)
+    return shape
+  }
+
+  /** The shape of the items of a list. */
+  get items(): Shape {
+    this.#items ??= shapeOf(memberSchemas(this.#schemas, 0))
+    return this.#items
+  }
+}
+
+const NO_SHAPE = new Shape([])
+const shapes = new WeakMap<Schema, Shape>()
+
+/** The shape that schemas give together. */
+export function shapeOf(schemas: readonly Schema[]): Shape {
+  const [only] = schemas
+  if (only === undefined) return NO_SHAPE
+  if (schemas.length > 1) return new Shape(schemas)
+  let shape = shapes.get(only)
+  if (shape === undefined) {
+    shape = new Shape(schemas)
+    shapes.set(only, shape)
+  }
+  return shape
+}
+
+/** Whether a schema, or one of the parts it describes, is marked. */
+function holdsMark(schema: Schema): boolean {
+  return branches(schema).some(
+    ({ [REFERENCEABLE]: mark, items, properties, patternProperties, additionalProperties }) =>
+      mark === true ||
+      [items, additionalProperties]
+        .concat(...[properties, patternProperties].filter(isRecord).map(Object.values))
+        .some(part => isRecord(part) && holdsMark(part))
+  )
+}
+
 function takesNull(schemas: readonly Schema[]): boolean {
   return schemas.some(schema =>
     branches(schema).some(
@@ -117,19 +188,17 @@ export interface TextField {
 /** Every text below a value in document order. `all` takes every field as referenceable. */
 export function textFields(schema: object, value: unknown, all = false): readonly TextField[] {
   const found: TextField[] = []
-  const visit = (schemas: readonly Schema[], part: unknown, segments: Segments): void => {
+  const visit = (shape: Shape, part: unknown, segments: Segments): void => {
     if (typeof part === 'string') {
-      found.push({ segments, text: part, referenceable: all || isReferenceable(schemas) })
+      found.push({ segments, text: part, referenceable: all || shape.referenceable })
     } else if (Array.isArray(part)) {
-      for (const [index, item] of part.entries()) {
-        visit(memberSchemas(schemas, index), item, [...segments, index])
-      }
+      for (const [index, item] of part.entries()) visit(shape.items, item, [...segments, index])
     } else if (isRecord(part)) {
       for (const [key, member] of Object.entries(part)) {
-        visit(memberSchemas(schemas, key), member, [...segments, key])
+        visit(shape.member(key), member, [...segments, key])
       }
     }
   }
-  visit([schema as Schema], value, [])
+  visit(shapeOf([schema as Schema]), value, [])
   return found
 }
