@@ -6,80 +6,68 @@ import { checkKeyPair } from './schema/certificates.ts'
 import type { PluginEntity } from './schema/entities.ts'
 import { kindsByName } from './schema/kinds.ts'
 import { plainFields, validateResolved } from './schema/referenceable.ts'
+import type { EntityUses, UseIndex } from './uses.ts'
 import { parseTemplate } from './vault/reference.ts'
 
+/** The value of a reference as authored; undefined when it has none. */
+export type Lookup = (reference: string) => { readonly value: string } | undefined
+
 /**
- * What resolved values break of the fields that refer to them, each with its place. `uses` are those
- * to check: all, or those a rotation touches. `lookup` gives the value of a reference as authored,
- * undefined when it has none; fields without a value are skipped. No text holds a value.
+ * What resolved values break of the fields of one entity that refer to them, each with its place.
+ * Fields without a value are skipped. `concerns` tells which references matter; all when left out.
+ * No text holds a value.
  */
-export function validateUses(
+export function validateEntity(
   config: Config,
-  plugins: readonly Plugin[],
-  uses: readonly ReferenceUse[],
-  lookup: (reference: string) => { readonly value: string } | undefined
+  schemas: ReadonlyMap<string, TSchema>,
+  { kind, index, all }: EntityUses,
+  lookup: Lookup,
+  concerns: (reference: string) => boolean = () => true
 ): readonly Problem[] {
-  const problems: Problem[] = []
-  const schemas = new Map(plugins.map(plugin => [plugin.name, plugin.schema]))
-  const byEntity = Map.groupBy(uses, use => `${use.kind} ${use.id}`)
-  const all = Map.groupBy(config.uses, use => `${use.kind} ${use.id}`)
-  const entityOf = entityIndex(config)
-  for (const [key, concerned] of byEntity) {
-    const { kind, id } = concerned[0]!
-    // Certificate and key are checked together, whichever of them changed.
-    const checked = kind === 'certificates' ? all.get(key)! : concerned
-    const unresolved = (all.get(key) ?? []).filter(use =>
-      use.references.some(text => lookup(text) === undefined)
-    )
-    const missing = new Set(unresolved.map(use => use.pointer))
-    const entity = entityOf(kind, id)
-    if (entity === undefined) continue
-    const [schema, value, base] = resolvedPart(kind, entity, schemas)
-    if (schema === undefined) continue
-    const plain = plainFields(schema, value, template => substitute(template, lookup))
-    const violations = [...validateResolved(schema, plain)]
-    if (kind === 'certificates' && violations.length === 0 && missing.size === 0) {
-      violations.push(...checkKeyPair(plain as Record<string, unknown>))
-    }
-    for (const use of checked) {
-      if (missing.has(use.pointer)) continue
-      for (const found of violations) {
-        if (base + found.path !== use.pointer) continue
-        const { message, fix } = found
-        const reference = use.references.join(' ')
-        problems.push({
+  const [schema, value, base] = resolvedPart(kind, config[kind][index]!, schemas)
+  if (schema === undefined) return []
+  const plain = plainFields(schema, value, template => substitute(template, lookup))
+  const violations = [...validateResolved(schema, plain)]
+  const isMissing = (use: ReferenceUse): boolean =>
+    use.references.some(text => lookup(text) === undefined)
+  if (kind === 'certificates' && violations.length === 0 && !all.some(isMissing)) {
+    violations.push(...checkKeyPair(plain as Record<string, unknown>))
+  }
+  if (violations.length === 0) return []
+  // Certificate and key are checked together, whichever of them changed.
+  return all
+    .filter(use => kind === 'certificates' || use.references.some(concerns))
+    .filter(use => !isMissing(use))
+    .flatMap(({ pointer, place, references }) =>
+      violations
+        .filter(({ path }) => base + path === pointer)
+        .map(({ message, fix }) => ({
           code: 'POSTERN_CONFIG_RESOLVED',
           message,
           fix,
-          place: use.place,
-          reference
-        })
-      }
-    }
-  }
-  return problems
+          place,
+          reference: references.join(' ')
+        }))
+    )
 }
 
-/** Finds entities by kind and id; each kind is gone through once, however many are asked for. */
-function entityIndex(config: Config) {
-  const byKind = new Map<ReferenceUse['kind'], Map<string, Config[ReferenceUse['kind']][number]>>()
-  return (kind: ReferenceUse['kind'], id: string) => {
-    let entities = byKind.get(kind)
-    if (entities === undefined) {
-      entities = new Map(config[kind].map(entity => [entity.id, entity]))
-      byKind.set(kind, entities)
-    }
-    return entities.get(id)
-  }
+/** Schemas of plugins' configurations by their names. */
+export function schemasOf(plugins: readonly Plugin[]): ReadonlyMap<string, TSchema> {
+  return new Map(plugins.map(plugin => [plugin.name, plugin.schema]))
 }
 
-/** {@link validateUses} of every reference of a configuration. */
-export function resolveConfig(
-  config: Config,
+/** {@link validateEntity} of every entity with references, or of those that use `changed` ones. */
+export function validateUses(
+  index: UseIndex,
   plugins: readonly Plugin[],
-  lookup: (reference: string) => { readonly value: string } | undefined
+  lookup: Lookup,
+  changed?: ReadonlySet<string>
 ): readonly Problem[] {
-  return validateUses(config, plugins, config.uses, lookup)
+  const schemas = schemasOf(plugins)
+  const concerns = changed === undefined ? undefined : (text: string) => changed.has(text)
+  return index
+    .entities(changed)
+    .flatMap(entity => validateEntity(index.config, schemas, entity, lookup, concerns))
 }
 
 function resolvedPart(
@@ -96,10 +84,10 @@ function resolvedPart(
   return [kindsByName.get(kind)?.schema, entity, '']
 }
 
-function substitute(
-  template: string,
-  lookup: (reference: string) => { readonly value: string } | undefined
-): string {
+function substitute(template: string, lookup: Lookup): string {
+  // Nearly always the field is one reference and nothing else.
+  const whole = lookup(template)
+  if (whole !== undefined) return whole.value
   const parts = parseTemplate(template) ?? [template]
   return parts
     .map(part => (typeof part === 'string' ? part : (lookup(part.text)?.value ?? '')))

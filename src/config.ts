@@ -51,6 +51,8 @@ export interface ReferenceUse {
   readonly kind: keyof Entities
   /** Id of the entity the field belongs to. */
   readonly id: string
+  /** Place of that entity among those of its kind. */
+  readonly index: number
   /** JSON pointer of the field within the entity: `/config/redis/password`. */
   readonly pointer: string
   /** The field's text as authored: a reference, or longer text with references in it. */
@@ -72,6 +74,7 @@ export interface Config extends Entities {
   readonly text: string
   /** False: credentials are stored as their digests already (`_transform: false`). */
   readonly transform: boolean
+  /** Those of one entity follow each other. */
   readonly uses: readonly ReferenceUse[]
   readonly warnings: readonly Problem[]
 }
@@ -107,6 +110,8 @@ class Loader {
   readonly #warnings: Problem[] = []
   readonly #uses: ReferenceUse[] = []
   readonly #checks: { reference: Reference; place: Place }[] = []
+  /** Place of the entity that is loaded now among those of its kind. */
+  #index = 0
 
   constructor(document: SourceDocument, options: LoadOptions) {
     this.#document = document
@@ -124,7 +129,9 @@ class Loader {
     this.#problems.push(...links.problems)
     const entities = Object.fromEntries(kinds.map(kind => [kind.name, [] as unknown[]]))
     for (const linked of links.linked) {
-      entities[linked.row.kind.name]!.push(this.#entity(linked))
+      const ofKind = entities[linked.row.kind.name]!
+      this.#index = ofKind.length
+      ofKind.push(this.#entity(linked))
     }
     this.#checkVaults(entities.vaults as VaultEntity[])
     if (this.#problems.length > 0) throw new ConfigError(inFileOrder(withoutEchoes(this.#problems)))
@@ -368,6 +375,7 @@ class Loader {
       this.#uses.push({
         kind: row.kind.name as keyof Entities,
         id,
+        index: this.#index,
         pointer: toPointer(segments),
         template,
         references: references.map(reference => reference.text),

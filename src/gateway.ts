@@ -2,21 +2,25 @@ import { X509Certificate } from 'node:crypto'
 import type { Worker } from 'node:worker_threads'
 import { type CertificateExpiry, certificateExpiries } from './certificate-expiry.ts'
 import type { Config, Entities } from './config.ts'
-import { validateUses } from './config-values.ts'
+import { schemasOf, validateEntity } from './config-values.ts'
 import { ConfigError, type Problem } from './errors.ts'
 import {
-  type Generation,
   type ListenerTls,
-  maskSecrets,
+  overlay,
+  type SecretLookup,
   type SecretState,
   type Secrets,
+  servedConfig,
+  valuesOf,
   watchedConfig
 } from './generation.ts'
+import { Graces } from './graces.ts'
 import { dispensable, type LiveSetting, LiveSettings } from './live-settings.ts'
 import { createLogger } from './log.ts'
 import { releaseLoadGarbage } from './memory.ts'
 import { Metrics } from './metrics.ts'
 import { lacks, referenceReport } from './overview.ts'
+import { Pace } from './pace.ts'
 import { plugins } from './plugins/index.ts'
 import type { Logger } from './plugins/plugin.ts'
 import { createCounts } from './proxy/counts.ts'
@@ -25,7 +29,6 @@ import { UpstreamControl } from './proxy/upstream-control.ts'
 import { redactor } from './redaction.ts'
 import {
   type Loaded,
-  maskOutcomes,
   type Prepared,
   prepareSettings,
   problemsOf,
@@ -35,12 +38,13 @@ import {
   uniqueReferences
 } from './resolve.ts'
 import { kinds } from './schema/kinds.ts'
-import type { Environment, SettingReference, Settings } from './settings.ts'
+import type { Environment, Settings } from './settings.ts'
 import { openStatus, type StatusServer } from './status.ts'
 import { memoryStore, type OwnedStore, type RedisStore, redisStore } from './store.ts'
 import { firstWorker, Threads } from './threads.ts'
+import { type Touched, touchedBy } from './uses.ts'
 import type { LastKnownGood } from './vault/last-known-good.ts'
-import { parseReference, type Reference } from './vault/reference.ts'
+import type { Reference } from './vault/reference.ts'
 import { createRotation, type Rotation } from './vault/rotation.ts'
 import type { Outcome, Vaults } from './vault/vaults.ts'
 import { product, version } from './version.ts'
@@ -108,7 +112,6 @@ class ControlThread implements Gateway {
   /** Tail of the single-writer queue: load, reload, rotate and refresh never overlap. */
   #queue: Promise<unknown> = Promise.resolve()
   #loaded: Loaded | undefined
-  #secrets = new Map<string, SecretState>()
   #threads: Threads | undefined
   #rotation: Rotation | undefined
   #store: OwnedStore | undefined
@@ -139,7 +142,7 @@ class ControlThread implements Gateway {
   #loads = 0
   /** Number of the change under way, or of the last one. */
   #change = 0
-  readonly #graces = new Map<string, NodeJS.Timeout>()
+  readonly #graces = new Graces(texts => this.#endGraces(texts))
   readonly #refreshes = new Map<
     string,
     { readonly until: number; readonly pause: number; readonly result: Promise<boolean> }
@@ -174,6 +177,11 @@ class ControlThread implements Gateway {
 
   get webhookUrl(): string | undefined {
     return this.#webhookServer === undefined ? undefined : urlOf(this.#webhookServer)
+  }
+
+  /** The states of references that are in force. */
+  get #secrets(): Secrets {
+    return this.#threads?.secrets ?? NO_SECRETS
   }
 
   get workers(): readonly Worker[] {
@@ -216,7 +224,7 @@ class ControlThread implements Gateway {
       this.#generated = selfSigned()
     const tls = this.#readTls(secrets)
     this.#threads = new Threads(
-      { config: loaded.config, secrets, tls },
+      { config: servedConfig(loaded.config), secrets, tls },
       {
         worker,
         settings,
@@ -297,7 +305,7 @@ class ControlThread implements Gateway {
   }
 
   /** What TLS with clients takes from settings; from now on changes of its files are noticed. */
-  #readTls(secrets: Secrets): ListenerTls {
+  #readTls(secrets: SecretLookup): ListenerTls {
     const files = this.#live.tlsFiles(secrets)
     for (const [path, unwatch] of this.#tlsFiles) {
       if (files.has(path)) continue
@@ -355,7 +363,7 @@ class ControlThread implements Gateway {
   async #resolve(loaded: Loaded, atStart = false): Promise<ReadonlyMap<string, SecretState>> {
     this.#change++
     const outcomes = await resolveAll(loaded, this.#live.references, { lastKnownGood: atStart })
-    const problems = problemsOf(loaded.config, outcomes)
+    const problems = [...problemsOf(loaded.uses, outcomes)]
     if (problems.length > 0) {
       if (atStart) problems.push(...refusedCache(this.#lastKnownGood))
       if (!atStart || this.settings.vaultStart !== 'degraded') throw new ConfigError(problems)
@@ -406,7 +414,7 @@ class ControlThread implements Gateway {
   }
 
   /** Settings that cannot be what references that changed have become. */
-  #unfitSettings(changed: Secrets, secrets: Secrets): readonly Problem[] {
+  #unfitSettings(changed: Secrets, secrets: SecretLookup): readonly Problem[] {
     const problem = (place: Problem['place'], error: unknown): Problem => {
       const { message, fix = 'Correct what the vault holds.' } = error as Error & { fix?: string }
       return { code: 'POSTERN_SETTING_INVALID', message, fix, place }
@@ -433,7 +441,7 @@ class ControlThread implements Gateway {
     }
   }
 
-  #goesWithout(name: LiveSetting, secrets: Secrets): boolean {
+  #goesWithout(name: LiveSetting, secrets: SecretLookup): boolean {
     return (
       this.settings.vaultStart === 'degraded' &&
       dispensable.has(name) &&
@@ -489,87 +497,107 @@ class ControlThread implements Gateway {
     const old = this.#loaded
     this.#loaded = loaded
     this.#loads++
-    for (const [text, state] of secrets) this.#limitGrace(text, state, this.#secrets.get(text))
-    this.#secrets = new Map(secrets)
     this.#inForce(tls)
-    maskSecrets(secrets)
+    for (const [text, state] of secrets) redactor.hold(text, valuesOf(state))
     redactor.retain(name => !name.startsWith('{') || secrets.has(name))
     for (const warning of loaded.config.warnings) this.#warn(warning)
-    const users = usersByReference(loaded.config, this.#live.references)
+    const { set, uses } = loaded
     this.#rotation = createRotation({
-      set: loaded.set,
-      references: uniqueReferences([...secrets.keys()]),
-      inForce: inForce(loaded.set, secrets),
+      set,
+      references: set.references(secrets.keys()),
+      inForce: inForce(set, secrets),
       interval: this.settings.vaultRotationInterval,
       log: this.#log,
       run: task => this.#exclusively(task),
       publish: changes => this.#publish(changes),
-      usersOf: text => users.get(text) ?? [],
+      usersOf: text => [...uses.of(text).map(({ id }) => id), ...this.#live.usersOf(text)],
       observe: this.#metrics.observe
     })
-    loaded.set.confirm(uniqueReferences([...secrets.keys()]))
+    set.confirm(secrets.keys())
     old?.set.close()
   }
 
-  /** Ends the time a previous value still verifies. */
-  #limitGrace(text: string, state: SecretState, before: SecretState | undefined): void {
-    if ('failure' in state || state.previous === undefined || state === before) return
-    clearTimeout(this.#graces.get(text))
-    const grace = this.#loaded?.set.grace(parseReference(text)) ?? this.settings.secretGrace
-    const timer = setTimeout(() => {
-      this.#graces.delete(text)
-      void this.#exclusively(async () => {
-        const now = this.#secrets.get(text)
-        if (now === undefined || 'failure' in now || now.previous === undefined) return
-        const { previous: _over, ...rest } = now
-        await this.#apply(new Map([[text, rest]]))
-      }).catch(error =>
-        this.#log.error({ err: error, reference: text }, 'a grace period could not be ended')
+  /** Starts the time that previous values still verify, for those that are new. */
+  #limitGraces(before: SecretLookup, states: Secrets): void {
+    const rotated = [...states]
+      .filter(
+        ([text, state]) =>
+          state !== before.get(text) && 'value' in state && state.previous !== undefined
       )
-    }, grace * 1000)
-    timer.unref()
-    this.#graces.set(text, timer)
+      .map(([text]) => text)
+    const { set } = this.#loaded!
+    this.#graces.start(rotated, text => set.grace(text) ?? this.settings.secretGrace)
+  }
+
+  #endGraces(texts: readonly string[]): void {
+    this.#exclusively(async () => {
+      const ended = new Map<string, SecretState>()
+      for (const text of texts) {
+        const state = this.#secrets.get(text)
+        // It may have been rotated again meanwhile.
+        if (this.#graces.has(text) || state === undefined || 'failure' in state) continue
+        const { previous, ...rest } = state
+        if (previous !== undefined) ended.set(text, rest)
+      }
+      if (ended.size > 0) await this.#apply(ended)
+    }).catch(error => this.#log.error({ err: error }, 'a grace period could not be ended'))
   }
 
   /** Brings new states of references into force, or rejects and changes nothing. */
   async #publish(changes: ReadonlyMap<string, Outcome>): Promise<void> {
-    const { config } = this.#loaded!
+    const { config, uses, set } = this.#loaded!
     this.#change++
-    // Before anything can complain about them.
-    maskOutcomes(changes, 'candidate ')
-    const states = new Map(
-      [...changes].map(([text, outcome]) => [text, this.#stateOf(text, outcome)])
-    )
-    const next = new Map<string, SecretState>([...this.#secrets, ...states])
-    const affected = config.uses.filter(use => use.references.some(text => states.has(text)))
-    const problems = [
-      ...validateUses(config, plugins, affected, text => {
-        const state = next.get(text)
-        return state === undefined || 'failure' in state ? undefined : state
-      })
-    ]
+    const pace = new Pace()
+    const states = new Map<string, SecretState>()
+    for (const [text, outcome] of changes) {
+      if (pace.tired) await pace.rest()
+      const before = this.#secrets.get(text)
+      const state = this.#stateOf(text, outcome)
+      states.set(text, state)
+      // Before anything can complain about it. What is in force stays so if this is refused.
+      redactor.hold(text, [...new Set([...valuesOf(state), ...valuesOf(before)])])
+    }
+    const next = overlay(this.#secrets, states)
+    const lookup = (text: string): { readonly value: string } | undefined => {
+      const state = next.get(text)
+      return state === undefined || 'failure' in state ? undefined : state
+    }
+    const entities = uses.entities(states.keys())
+    const problems: Problem[] = []
+    for (const entity of entities) {
+      problems.push(...validateEntity(config, schemas, entity, lookup, text => states.has(text)))
+      if (pace.tired) await pace.rest()
+    }
     problems.push(...this.#unfitSettings(states, next))
     if (problems.length > 0) throw new ConfigError(problems)
-    await this.#apply(states, this.#live.concernsTls(states) ? this.#readTls(next) : undefined)
-    this.#loaded!.set.confirm(uniqueReferences([...states.keys()]))
+    const tls = this.#live.concernsTls(states) ? this.#readTls(next) : undefined
+    await this.#apply(states, tls, touchedBy(entities))
+    set.confirm(states.keys())
   }
 
-  async #apply(states: Secrets, tls?: ListenerTls): Promise<void> {
-    await this.#threads!.apply({ secrets: states, ...(tls === undefined ? {} : { tls }) })
-    for (const [text, state] of states) {
-      this.#limitGrace(text, state, this.#secrets.get(text))
-      this.#secrets.set(text, state)
-    }
-    maskSecrets(states)
-    this.#inForce(tls)
+  async #apply(
+    states: Secrets,
+    tls?: ListenerTls,
+    touched = touchedBy(this.#loaded!.uses.entities(states.keys()))
+  ): Promise<void> {
+    const before = new Map([...states.keys()].map(text => [text, this.#secrets.get(text)] as const))
+    await this.#threads!.apply({
+      secrets: states,
+      touched,
+      ...(tls === undefined ? {} : { tls })
+    })
+    this.#limitGraces(before, states)
+    this.#inForce(tls, touched)
   }
 
-  /** Has everything of this thread that follows secrets take them over. */
-  #inForce(tls = this.#tls): void {
+  /** Has everything of this thread that follows secrets take them over; `touched` are entities with new ones. */
+  #inForce(tls = this.#tls, touched?: Touched): void {
+    if (tls !== undefined && tls !== this.#tls) redactor.hold('setting sslCertKey', [tls.key])
+    if (tls !== this.#tls || touched === undefined || CERTIFICATES.some(kind => touched.has(kind)))
+      this.#certificates = undefined
     this.#tls = tls
-    if (tls !== undefined) redactor.hold('setting sslCertKey', [tls.key])
-    this.#certificates = undefined
-    this.#upstreams.adopt(watchedConfig(this.#loaded!.config, this.#secrets))
+    if (touched === undefined || touched.has('certificates'))
+      this.#upstreams.adopt(watchedConfig(this.#loaded!.config, this.#secrets))
     if (this.#redis === undefined || this.#live.lacks('sessionRedisUrl', this.#secrets)) return
     const redis = this.#live.text('sessionRedisUrl', this.#secrets)!
     redactor.hold('setting sessionRedisUrl', [redis.value, URL.parse(redis.value)?.password ?? ''])
@@ -591,9 +619,11 @@ class ControlThread implements Gateway {
         }
         const secrets = await this.#resolve(loaded)
         const tls = this.#readTls(secrets)
-        const generation: Generation = { config: loaded.config, secrets, tls }
-        await this.#threads!.apply({ generation })
+        const before = this.#secrets
+        const config = servedConfig(loaded.config)
+        await this.#threads!.apply({ generation: { config, secrets, tls } })
         this.#adopt(loaded, secrets, tls)
+        this.#limitGraces(before, secrets)
         this.#lastReload = { at, ok: true }
         this.#metrics.reloaded(true)
         this.#log.info(
@@ -764,7 +794,7 @@ class ControlThread implements Gateway {
       await new Promise(resolve => setTimeout(resolve, this.settings.shutdownDelay * 1000))
     }
     this.#rotation?.close()
-    for (const timer of this.#graces.values()) clearTimeout(timer)
+    this.#graces.close()
     await this.#threads?.close(this.settings.shutdownTimeout * 1000)
     this.#upstreams.close()
     this.#refresher.close()
@@ -787,7 +817,7 @@ function inForce(
 ): ReadonlyMap<string, Outcome> {
   return new Map(
     [...secrets].map(([text, state]): [string, Outcome] => {
-      const now = set.outcome(parseReference(text))
+      const now = set.outcome(text)
       if ('failure' in state) {
         const failed = { state: 'unreachable', message: state.failure } as const
         return [text, now.state === 'ok' ? failed : now]
@@ -798,24 +828,10 @@ function inForce(
   )
 }
 
-/** The entities and settings that use each reference. A certificate and its key are one user. */
-function usersByReference(
-  config: Config,
-  settings: readonly SettingReference[]
-): ReadonlyMap<string, readonly string[]> {
-  const users = new Map<string, string[]>()
-  const add = (references: readonly string[], user: string): void => {
-    for (const text of references) {
-      const known = users.get(text)
-      if (known === undefined) users.set(text, [user])
-      else known.push(user)
-    }
-  }
-  for (const { id, references } of config.uses) add(references, id)
-  for (const { name, references } of settings)
-    add(references, `setting ${name === 'sslCertKey' ? 'sslCert' : name}`)
-  return users
-}
+const NO_SECRETS: Secrets = new Map()
+const schemas = schemasOf(plugins)
+/** Kinds whose expiry is told. */
+const CERTIFICATES = ['certificates', 'ca_certificates'] as const
 
 /** Each of these turns a webhook on. */
 const WEBHOOK_SECRETS: readonly WebhookSecret[] = [

@@ -1,4 +1,6 @@
-import type { Config, ReferenceUse } from './config.ts'
+import type { TSchema } from 'typebox'
+import type { Config, Entities } from './config.ts'
+import { Pace } from './pace.ts'
 import type { WatchedConfig } from './proxy/upstream-control.ts'
 import { redactor } from './redaction.ts'
 import { type Certificate, CertificateSchema } from './schema/entities.ts'
@@ -13,12 +15,22 @@ export type SecretState =
 /** Every reference of a configuration, by its text, with its state. Crosses threads as plain data. */
 export type Secrets = ReadonlyMap<string, SecretState>
 
+/** Where the states of references are looked up. */
+export type SecretLookup = Pick<Secrets, 'get'>
+
 /** Has this thread mask these values, the previous ones too, in whatever it writes about itself. */
-export function maskSecrets(secrets: Secrets): void {
+export async function maskSecrets(secrets: Secrets): Promise<void> {
+  const pace = new Pace()
   for (const [text, state] of secrets) {
-    if ('failure' in state) redactor.hold(text, [])
-    else redactor.hold(text, [state.value, state.previous ?? ''])
+    redactor.hold(text, valuesOf(state))
+    if (pace.tired) await pace.rest()
   }
+}
+
+/** The values a state holds: the current one, and the previous one while there is one. */
+export function valuesOf(state: SecretState | undefined): readonly string[] {
+  if (state === undefined || 'failure' in state) return []
+  return state.previous === undefined ? [state.value] : [state.value, state.previous]
 }
 
 /** What TLS with clients takes from settings that change while the listeners are open; PEM texts. */
@@ -30,49 +42,64 @@ export interface ListenerTls {
   readonly clientCa: string | undefined
 }
 
+/** What data-plane threads need of a configuration: its entities, references as text. */
+export interface ServedConfig extends Omit<Entities, 'vaults'> {
+  readonly transform: boolean
+  /** `file:line:column` of the plugin entities with references, by their ids. */
+  readonly places: ReadonlyMap<string, string>
+}
+
+/** What data-plane threads need of a configuration. */
+export function servedConfig(config: Config): ServedConfig {
+  const { file: _, text: _text, warnings: _warnings, vaults: _vaults, uses, ...served } = config
+  const places = new Map<string, string>()
+  for (const { kind, id, place } of uses) {
+    if (kind === 'plugins' && !places.has(id))
+      places.set(id, `${place.file}:${place.line}:${place.column}`)
+  }
+  return { ...served, places }
+}
+
 /** A configuration with its resolved secrets: what a data-plane thread serves from. */
 export interface Generation {
-  readonly config: Config
+  readonly config: ServedConfig
   readonly secrets: Secrets
   readonly tls: ListenerTls
 }
 
-/** A reference of this use has no value, so what it belongs to cannot work. */
-class MissingSecret extends Error {}
+/** A reference has no value, so what it belongs to cannot work. */
+export class MissingSecret extends Error {}
 
-/** The entities whose references all have a value, resolved; the others are left out. */
-export function resolvable<T>(
-  entities: readonly object[],
-  schema: Parameters<typeof resolveFields>[0],
-  uses: ReadonlyMap<string, readonly ReferenceUse[]>,
-  secrets: Secrets
-): readonly T[] {
-  return entities
-    .filter(entity => missingReason(uses.get((entity as { id: string }).id), secrets) === undefined)
-    .map(
-      entity => resolveFields(schema, entity, template => resolveTemplate(template, secrets)) as T
-    )
+/** Secrets to look up, with some that stand over those of the same names. */
+export function overlay(secrets: SecretLookup, over: SecretLookup): SecretLookup {
+  return { get: text => over.get(text) ?? secrets.get(text) }
 }
 
-/** Why the first of these references without a value has none; undefined when all have one. */
-export function missingReason(
-  uses: readonly ReferenceUse[] | undefined,
-  secrets: Secrets
-): string | undefined {
-  for (const use of uses ?? []) {
-    for (const reference of use.references) {
-      const state = secrets.get(reference)
-      if (state === undefined || 'failure' in state) return state?.failure ?? 'never resolved'
-    }
+/**
+ * An entity with its references resolved; undefined when one of them has no value.
+ */
+export function resolveEntity<T>(
+  schema: TSchema,
+  entity: object,
+  secrets: SecretLookup
+): T | undefined {
+  try {
+    return resolveFields(schema, entity, template => resolveTemplate(template, secrets)) as T
+  } catch (error) {
+    if (error instanceof MissingSecret) return undefined
+    throw error
   }
-  return undefined
 }
 
 /**
  * The text of a referenceable field with its references replaced, and the same with their previous
- * values where there are any. Resolved values are never looked into for further references.
+ * values where there are any. Resolved values are never looked into for further references. Throws
+ * MissingSecret, which tells why the first reference without a value has none.
  */
-export function resolveTemplate(template: string, secrets: Secrets): ResolvedField {
+export function resolveTemplate(template: string, secrets: SecretLookup): ResolvedField {
+  // Nearly always the field is one reference and nothing else.
+  const whole = secrets.get(template)
+  if (whole !== undefined && 'value' in whole) return whole
   const parts = parseTemplate(template)
   if (parts === undefined) return { value: template }
   let value = ''
@@ -87,7 +114,7 @@ export function resolveTemplate(template: string, secrets: Secrets): ResolvedFie
     }
     const state = secrets.get(part.text)
     if (state === undefined || 'failure' in state)
-      throw new MissingSecret(`no value for ${part.text}`)
+      throw new MissingSecret(state?.failure ?? 'never resolved')
     value += state.value
     previous += state.previous ?? state.value
     if (state.previous !== undefined) rotated = true
@@ -97,13 +124,14 @@ export function resolveTemplate(template: string, secrets: Secrets): ResolvedFie
 }
 
 /** What the control thread watches of a generation's upstreams. */
-export function watchedConfig(config: Config, secrets: Secrets): WatchedConfig {
+export function watchedConfig(config: Config, secrets: SecretLookup): WatchedConfig {
   const { services, upstreams, targets, certificates } = config
-  const uses = Map.groupBy(config.uses, use => use.id)
   return {
     services,
     upstreams,
     targets,
-    certificates: resolvable<Certificate>(certificates, CertificateSchema, uses, secrets)
+    certificates: certificates
+      .map(entity => resolveEntity<Certificate>(CertificateSchema, entity, secrets))
+      .filter(certificate => certificate !== undefined)
   }
 }

@@ -1,5 +1,5 @@
 import { SecretUnavailable } from './errors.ts'
-import { type ListenerTls, resolveTemplate, type Secrets } from './generation.ts'
+import { type ListenerTls, resolveTemplate, type SecretLookup } from './generation.ts'
 import { belongTogether, Misfit, pemPath } from './setting-values.ts'
 import { type Collected, type SettingReference, type Settings, settingsTable } from './settings.ts'
 
@@ -69,7 +69,7 @@ export class LiveSettings {
   }
 
   /** Whether a setting is set and has no value now. */
-  lacks(name: LiveSetting, secrets: Secrets): boolean {
+  lacks(name: LiveSetting, secrets: SecretLookup): boolean {
     return this.referencesOf(name).some(text => {
       const state = secrets.get(text)
       return state === undefined || 'failure' in state
@@ -77,7 +77,7 @@ export class LiveSettings {
   }
 
   /** A setting as text; undefined when it is not set. Throws POSTERN_SECRET_UNAVAILABLE. */
-  text(name: LiveSetting, secrets: Secrets): LiveValue | undefined {
+  text(name: LiveSetting, secrets: SecretLookup): LiveValue | undefined {
     const reference = this.#byName.get(name)
     if (reference === undefined) {
       const text = this.#authored.get(name)?.text
@@ -96,13 +96,20 @@ export class LiveSettings {
     return this.#byName.get(name)?.references ?? []
   }
 
+  /** The settings made of a reference. A certificate and its key are one user. */
+  usersOf(reference: string): readonly string[] {
+    return this.references
+      .filter(({ references }) => references.includes(reference))
+      .map(({ name }) => `setting ${name === 'sslCertKey' ? 'sslCert' : name}`)
+  }
+
   /** Whether a change of these references changes what TLS with clients takes from settings. */
   concernsTls(changed: ReadonlyMap<string, unknown>): boolean {
     return TLS.some(name => this.referencesOf(name).some(text => changed.has(text)))
   }
 
   /** The files that TLS with clients takes certificates and keys from. */
-  tlsFiles(secrets: Secrets): ReadonlySet<string> {
+  tlsFiles(secrets: SecretLookup): ReadonlySet<string> {
     const texts = TLS.map(name =>
       this.lacks(name, secrets) ? undefined : this.text(name, secrets)?.value
     )
@@ -114,7 +121,7 @@ export class LiveSettings {
    * in where no certificate is set, and nothing where one is that has no value. Throws {@link Misfit}
    * for what it cannot be.
    */
-  tls(secrets: Secrets, generated: KeyPair): ListenerTls {
+  tls(secrets: SecretLookup, generated: KeyPair): ListenerTls {
     const clientCa = this.#parsed('sslClientCertificate', secrets)
     return {
       ...this.#pair(secrets, generated),
@@ -122,7 +129,7 @@ export class LiveSettings {
     }
   }
 
-  #pair(secrets: Secrets, generated: KeyPair): KeyPair {
+  #pair(secrets: SecretLookup, generated: KeyPair): KeyPair {
     if (this.lacks('sslCert', secrets) || this.lacks('sslCertKey', secrets)) return NO_PAIR
     const cert = this.#parsed('sslCert', secrets)
     const key = this.#parsed('sslCertKey', secrets)
@@ -136,11 +143,11 @@ export class LiveSettings {
   }
 
   /** Throws what is wrong with a setting's value; never the value. */
-  check(name: LiveSetting, secrets: Secrets): void {
+  check(name: LiveSetting, secrets: SecretLookup): void {
     this.#parsed(name, secrets)
   }
 
-  #parsed(name: LiveSetting, secrets: Secrets): string | undefined {
+  #parsed(name: LiveSetting, secrets: SecretLookup): string | undefined {
     const text = this.text(name, secrets)?.value
     if (text === undefined) return undefined
     const { parse, variable } = settingsTable[name]

@@ -2,7 +2,6 @@ import { fingerprinter } from './fingerprint.ts'
 import type { Secrets } from './generation.ts'
 import type { LiveSettings } from './live-settings.ts'
 import type { Loaded } from './resolve.ts'
-import { parseReference } from './vault/reference.ts'
 
 /** What a running configuration lacks, one line each; empty when it has everything. */
 export function lacks({ config }: Loaded, secrets: Secrets): readonly string[] {
@@ -64,6 +63,6 @@ function fingerprintKey(live: LiveSettings, secrets: Secrets): string | undefine
 function valueInForce(text: string, secrets: Secrets, set: Loaded['set']): string | undefined {
   const state = secrets.get(text)
   if (state !== undefined) return 'failure' in state ? undefined : state.value
-  const outcome = set.outcome(parseReference(text))
+  const outcome = set.outcome(text)
   return outcome.state === 'ok' ? outcome.value : undefined
 }

@@ -15,6 +15,7 @@ import {
   type Settings,
   settingsTable
 } from './settings.ts'
+import { UseIndex } from './uses.ts'
 import type { BackendType } from './vault/backend.ts'
 import { loadBackends, type UnusableBackend } from './vault/backends/custom.ts'
 import { builtInBackends } from './vault/backends/index.ts'
@@ -155,7 +156,7 @@ export async function prepareSettings(
       throw new ConfigError([...problems, ...refusedCache(lastKnownGood)])
     const { settings, warnings } = parseSettings(without(collected, lacking), lookup)
     maskSettings(settings, collected)
-    set.confirm([...resolved.keys()].map(parseReference))
+    set.confirm(resolved.keys())
     return {
       settings,
       warnings: [...warnings, ...problems],
@@ -234,6 +235,8 @@ function maskSettings(settings: Settings, { vaultDefaults }: Collected): void {
 /** A configuration with the vaults its references go to. */
 export interface Loaded {
   readonly config: Config
+  /** Where references stand in it. */
+  readonly uses: UseIndex
   readonly set: VaultSet
 }
 
@@ -259,7 +262,7 @@ export async function readConfig(
       return tolerant && complaint?.environment ? undefined : complaint
     }
   })
-  return { config, set: vaults.prepare(config.vaults) }
+  return { config, uses: new UseIndex(config), set: vaults.prepare(config.vaults) }
 }
 
 async function readSource(settings: ConfigSource): Promise<{ text: string; file: string }> {
@@ -311,12 +314,15 @@ export function maskOutcomes(outcomes: ReadonlyMap<string, Outcome>, prefix = ''
 }
 
 /** What stands against serving a configuration with these outcomes: missing and unfit values. */
-export function problemsOf(config: Config, outcomes: ReadonlyMap<string, Outcome>): Problem[] {
-  const unfit = validateUses(config, plugins, config.uses, text => {
+export function problemsOf(
+  uses: UseIndex,
+  outcomes: ReadonlyMap<string, Outcome>
+): readonly Problem[] {
+  const unfit = validateUses(uses, plugins, text => {
     const outcome = outcomes.get(text)
     return outcome?.state === 'ok' ? outcome : undefined
   })
-  return [...unresolvedUses(config.uses, outcomes), ...unfit]
+  return [...unresolvedUses(uses.config.uses, outcomes), ...unfit]
 }
 
 /** One problem for each place whose reference has no value. */

@@ -1,23 +1,36 @@
-import type { Entities, ReferenceUse } from './config.ts'
+import type { TSchema } from 'typebox'
 import { PluginSetupFailed } from './errors.ts'
-import { type Generation, missingReason, resolvable, resolveTemplate } from './generation.ts'
+import {
+  type Generation,
+  type ListenerTls,
+  MissingSecret,
+  resolveEntity,
+  resolveTemplate,
+  type SecretLookup,
+  type ServedConfig
+} from './generation.ts'
+import { Pace } from './pace.ts'
 import { Chains } from './plugins/chain.ts'
-import { createDirectory } from './plugins/directory.ts'
+import { type CompiledDirectory, createDirectory } from './plugins/directory.ts'
 import { Instance, type InstanceEnvironment } from './plugins/instance.ts'
-import type { Directory, Plugin } from './plugins/plugin.ts'
+import type { Plugin } from './plugins/plugin.ts'
 import type { Serving } from './proxy/handler.ts'
 import { compileRouter, type Router } from './proxy/router.ts'
 import { type CertificateStore, type ContextPolicy, compileCertificates } from './proxy/tls.ts'
 import { type UpstreamEnvironment, Upstreams } from './proxy/upstream.ts'
 import {
+  type BasicAuthCredential,
   BasicAuthCredentialSchema,
+  type CaCertificate,
   CaCertificateSchema,
   type Certificate,
   CertificateSchema,
+  type KeyAuthCredential,
   KeyAuthCredentialSchema,
   type PluginEntity
 } from './schema/entities.ts'
 import { resolveFields } from './schema/referenceable.ts'
+import type { Touched } from './uses.ts'
 
 export interface SnapshotEnvironment {
   readonly plugins: readonly Plugin[]
@@ -27,29 +40,53 @@ export interface SnapshotEnvironment {
   readonly tlsPolicy: ContextPolicy
 }
 
+/** Schemas of the entities besides plugins that hold references and are served from. */
+const SCHEMAS = {
+  keyauth_credentials: KeyAuthCredentialSchema,
+  basicauth_credentials: BasicAuthCredentialSchema,
+  certificates: CertificateSchema,
+  ca_certificates: CaCertificateSchema
+} as const satisfies Partial<Record<keyof ServedConfig, TSchema>>
+
+/** Entities in the places they have in the configuration; undefined where a reference has no value. */
+export interface ResolvedEntities {
+  readonly keyauth_credentials: readonly (KeyAuthCredential | undefined)[]
+  readonly basicauth_credentials: readonly (BasicAuthCredential | undefined)[]
+  readonly certificates: readonly (Certificate | undefined)[]
+  readonly ca_certificates: readonly (CaCertificate | undefined)[]
+}
+
 /**
  * Everything compiled from one generation, immutable. Requests pin it; parts that a later one did
  * not change are shared with it, and each part closes after the last snapshot that holds it.
  */
 export class Snapshot implements Serving {
-  readonly generation: Generation
+  readonly config: ServedConfig
+  readonly tls: ListenerTls
   readonly router: Router
   readonly chains: Chains
   readonly upstreams: Upstreams
-  readonly directory: Directory
+  readonly directory: CompiledDirectory
   readonly certificates: CertificateStore
+  /** What the directory, the upstreams and the certificates are made of. */
+  readonly resolved: ResolvedEntities
   #pins = 1
 
   constructor(
-    generation: Generation,
-    parts: Pick<Snapshot, 'router' | 'chains' | 'upstreams' | 'directory' | 'certificates'>
+    { config, tls }: Pick<Generation, 'config' | 'tls'>,
+    parts: Pick<
+      Snapshot,
+      'router' | 'chains' | 'upstreams' | 'directory' | 'certificates' | 'resolved'
+    >
   ) {
-    this.generation = generation
+    this.config = config
+    this.tls = tls
     this.router = parts.router
     this.chains = parts.chains
     this.upstreams = parts.upstreams
     this.directory = parts.directory
     this.certificates = parts.certificates
+    this.resolved = parts.resolved
     for (const instance of this.chains.instances) instance.acquire()
     this.upstreams.acquire()
   }
@@ -79,104 +116,66 @@ export class Snapshot implements Serving {
   }
 }
 
+/** What is compiled: of secrets it is enough that they can be looked up. */
+type Built = Omit<Generation, 'secrets'> & { readonly secrets: SecretLookup }
+
 /**
- * Compiles a generation. With `previous` and `changed` (references with a new state, the
- * configuration being the same) only what those references or other TLS settings touch is built
- * anew. Rejects when a
- * plugin's set-up refuses its configuration; nothing of `previous` is touched then.
+ * Compiles a generation. With `previous` and `touched` (entities whose references have a new state,
+ * the configuration being the same) only what those or other TLS settings touch is built anew.
+ * Rejects when a plugin's set-up refuses its configuration; nothing of `previous` is touched then.
  */
 export async function buildSnapshot(
-  generation: Generation,
+  generation: Built,
   environment: SnapshotEnvironment,
   previous?: Snapshot,
-  changed?: ReadonlySet<string>
+  touched: Touched = new Map()
 ): Promise<Snapshot> {
   const { config, tls } = generation
-  const uses = Map.groupBy(config.uses, use => use.id)
-  const touched = new Set<string>()
-  const kinds = new Set<keyof Entities>()
-  if (changed !== undefined) {
-    for (const use of config.uses) {
-      if (use.references.some(reference => changed.has(reference))) {
-        touched.add(use.id)
-        kinds.add(use.kind)
-      }
-    }
-  }
-  const fresh = previous === undefined || changed === undefined
+  const changed = (...kinds: readonly (keyof ServedConfig)[]): boolean =>
+    previous === undefined || kinds.some(kind => touched.has(kind as never))
   const created: Instance[] = []
   try {
-    const instances = await buildInstances(
-      generation,
-      environment,
-      uses,
-      created,
-      fresh ? undefined : previous,
-      touched
-    )
-    const credentialsChanged =
-      kinds.has('keyauth_credentials') || kinds.has('basicauth_credentials')
-    const certificatesChanged = kinds.has('certificates') || kinds.has('ca_certificates')
-    const resolved = (): readonly Certificate[] =>
-      resolvable(
-        config.certificates,
-        CertificateSchema,
-        uses,
-        generation.secrets
-      ) as readonly Certificate[]
+    const chains = changed('plugins')
+      ? new Chains(await buildInstances(generation, environment, created, previous, touched))
+      : previous!.chains
+    const resolved = await resolveEntities(generation, previous?.resolved, touched)
+    const certificates = (): readonly Certificate[] => present(resolved.certificates)
+    const { consumers, acls, transform } = config
     return new Snapshot(generation, {
-      router: fresh
-        ? compileRouter(
-            config.routes,
-            new Map(config.services.map(service => [service.id, service]))
+      resolved,
+      chains,
+      router: previous?.router ?? compileRouter(config.routes, servicesById(config)),
+      upstreams: changed('certificates', 'ca_certificates')
+        ? new Upstreams(
+            {
+              services: config.services,
+              upstreams: config.upstreams,
+              targets: config.targets,
+              certificates: certificates(),
+              ca_certificates: present(resolved.ca_certificates)
+            },
+            environment.upstreams
           )
-        : previous.router,
-      chains: fresh || touched.size > 0 ? new Chains(instances) : previous.chains,
-      upstreams:
-        fresh || certificatesChanged
-          ? new Upstreams(
-              {
-                services: config.services,
-                upstreams: config.upstreams,
-                targets: config.targets,
-                certificates: resolved(),
-                ca_certificates: resolvable(
-                  config.ca_certificates,
-                  CaCertificateSchema,
-                  uses,
-                  generation.secrets
-                )
-              },
-              environment.upstreams
-            )
-          : previous.upstreams,
-      directory:
-        fresh || credentialsChanged
-          ? createDirectory({
-              transform: config.transform,
-              consumers: config.consumers,
-              keyauth_credentials: resolvable(
-                config.keyauth_credentials,
-                KeyAuthCredentialSchema,
-                uses,
-                generation.secrets
-              ),
-              basicauth_credentials: resolvable(
-                config.basicauth_credentials,
-                BasicAuthCredentialSchema,
-                uses,
-                generation.secrets
-              ),
-              acls: config.acls
-            })
-          : previous.directory,
+        : previous!.upstreams,
+      directory: changed('keyauth_credentials', 'basicauth_credentials')
+        ? await createDirectory(
+            {
+              transform,
+              consumers,
+              acls,
+              keyauth_credentials: present(resolved.keyauth_credentials),
+              basicauth_credentials: present(resolved.basicauth_credentials)
+            },
+            previous?.directory
+          )
+        : previous!.directory,
       certificates:
-        fresh || certificatesChanged || tls !== previous.generation.tls
-          ? compileCertificates(resolved(), config.snis, tls, {
+        changed('certificates', 'ca_certificates') || tls !== previous!.tls
+          ? compileCertificates(certificates(), config.snis, tls, {
               ...environment.tlsPolicy,
               ...(tls.clientCa === undefined ? {} : { ca: tls.clientCa })
             })
-          : previous.certificates
+          : previous!.certificates
     })
   } catch (error) {
     for (const instance of created) {
@@ -187,32 +186,59 @@ export async function buildSnapshot(
   }
 }
 
+function servicesById({ services }: ServedConfig) {
+  return new Map(services.map(service => [service.id, service]))
+}
+
+function present<T>(entities: readonly (T | undefined)[]): readonly T[] {
+  return entities.filter(entity => entity !== undefined)
+}
+
+/** Resolves what is touched, or everything; the rest is that of `standing`. */
+async function resolveEntities(
+  { config, secrets }: Built,
+  standing: ResolvedEntities | undefined,
+  touched: Touched
+): Promise<ResolvedEntities> {
+  const pace = new Pace()
+  const resolved: Record<string, readonly unknown[]> = { ...standing }
+  for (const [name, schema] of Object.entries(SCHEMAS)) {
+    const kind = name as keyof typeof SCHEMAS
+    const places = standing === undefined ? config[kind].keys() : touched.get(kind)
+    if (places === undefined) continue
+    const entities: unknown[] = [...(standing?.[kind] ?? [])]
+    for (const place of places) {
+      entities[place] = resolveEntity(schema, config[kind][place]!, secrets)
+      if (pace.tired) await pace.rest()
+    }
+    resolved[kind] = entities
+  }
+  return resolved as unknown as ResolvedEntities
+}
+
 async function buildInstances(
-  generation: Generation,
+  { config, secrets }: Built,
   environment: SnapshotEnvironment,
-  uses: ReadonlyMap<string, readonly ReferenceUse[]>,
   created: Instance[],
   previous: Snapshot | undefined,
-  touched: ReadonlySet<string>
+  touched: Touched
 ): Promise<readonly Instance[]> {
   const byName = new Map(environment.plugins.map(plugin => [plugin.name, plugin]))
   const standing = new Map(
     previous?.chains.instances.map(instance => [instance.scope.id, instance])
   )
+  const anew = new Set(touched.get('plugins'))
   const instances: Instance[] = []
-  for (const entity of generation.config.plugins) {
+  for (const [index, entity] of config.plugins.entries()) {
     if (!entity.enabled) continue
-    const kept = touched.has(entity.id) ? undefined : standing.get(entity.id)
+    const kept = anew.has(index) ? undefined : standing.get(entity.id)
     if (kept !== undefined) {
       instances.push(kept)
       continue
     }
     const plugin = byName.get(entity.name)!
-    const missing = missingReason(uses.get(entity.id), generation.secrets)
-    const instance =
-      missing === undefined
-        ? await setUp(plugin, entity, generation, environment.instances)
-        : Instance.unavailable(plugin, entity, missing, environment.instances)
+    const at = config.places.get(entity.id)
+    const instance = await setUp(plugin, entity, at, secrets, environment.instances)
     created.push(instance)
     instances.push(instance)
   }
@@ -223,17 +249,23 @@ async function buildInstances(
 async function setUp(
   plugin: Plugin,
   entity: PluginEntity,
-  { config, secrets }: Generation,
+  place: string | undefined,
+  secrets: SecretLookup,
   environment: InstanceEnvironment
 ): Promise<Instance> {
-  const resolved = resolveFields(plugin.schema, entity.config, template =>
-    resolveTemplate(template, secrets)
-  )
+  let resolved: unknown
+  try {
+    resolved = resolveFields(plugin.schema, entity.config, template =>
+      resolveTemplate(template, secrets)
+    )
+  } catch (error) {
+    if (!(error instanceof MissingSecret)) throw error
+    return Instance.unavailable(plugin, entity, error.message, environment)
+  }
   try {
     return await Instance.create(plugin, entity, resolved, environment)
   } catch (error) {
-    const place = config.uses.find(use => use.id === entity.id)?.place
-    const at = place === undefined ? '' : ` at ${place.file}:${place.line}:${place.column}`
+    const at = place === undefined ? '' : ` at ${place}`
     const name = `${plugin.name} ${entity.instance_name ?? entity.id}${at}`
     throw Object.assign(new PluginSetupFailed(name, (error as Error).message), { cause: error })
   }

@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import { Worker } from 'node:worker_threads'
 import { type Remote, serveCalls } from './calls.ts'
-import type { Generation } from './generation.ts'
+import type { Generation, SecretState, Secrets } from './generation.ts'
 import type { Logger } from './plugins/plugin.ts'
 import { createCounts, type RequestCounts } from './proxy/counts.ts'
 import type { Answer } from './proxy/dns.ts'
@@ -59,7 +59,8 @@ export function firstWorker(): Worker {
 export class Threads {
   readonly #options: ThreadsOptions
   readonly #threads = new Map<number, Thread>()
-  #generation: Generation
+  #generation: Omit<Generation, 'secrets'>
+  #secrets: Map<string, SecretState>
   /** What the threads that ended had counted. */
   readonly #ended = createCounts()
   #ports: readonly number[] = []
@@ -69,6 +70,7 @@ export class Threads {
 
   constructor(generation: Generation, options: ThreadsOptions) {
     this.#generation = generation
+    this.#secrets = new Map(generation.secrets)
     this.#options = options
   }
 
@@ -94,6 +96,11 @@ export class Threads {
     return [...this.#threads.values()].filter(({ listening }) => listening).length
   }
 
+  /** The states of references that are in force. */
+  get secrets(): Secrets {
+    return this.#secrets
+  }
+
   get workers(): readonly Worker[] {
     return [...this.#threads.values()].map(({ worker }) => worker)
   }
@@ -117,7 +124,7 @@ export class Threads {
       thread: number,
       settings,
       product,
-      generation: this.#generation,
+      generation: { ...this.#generation, secrets: this.#secrets },
       ports: this.#ports,
       reusePort: settings.workers > 1,
       shared,
@@ -192,14 +199,13 @@ export class Threads {
       throw refusal.reason
     }
     // A thread born from now on starts with what the others are about to commit.
-    this.#generation =
-      'generation' in update
-        ? update.generation
-        : {
-            config: this.#generation.config,
-            secrets: new Map([...this.#generation.secrets, ...update.secrets]),
-            tls: update.tls ?? this.#generation.tls
-          }
+    if ('generation' in update) {
+      this.#generation = update.generation
+      this.#secrets = new Map(update.generation.secrets)
+    } else {
+      if (update.tls !== undefined) this.#generation = { ...this.#generation, tls: update.tls }
+      for (const [text, state] of update.secrets) this.#secrets.set(text, state)
+    }
     await Promise.allSettled(threads.map(({ calls }) => calls.commit()))
     await this.#catchUp(threads, update)
   }

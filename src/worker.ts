@@ -1,7 +1,14 @@
 import { once } from 'node:events'
 import { parentPort } from 'node:worker_threads'
 import { serveCalls } from './calls.ts'
-import { type Generation, type ListenerTls, maskSecrets, type SecretState } from './generation.ts'
+import {
+  type Generation,
+  type ListenerTls,
+  maskSecrets,
+  overlay,
+  type SecretState,
+  type Secrets
+} from './generation.ts'
 import { createLogger, logWarnings } from './log.ts'
 import { type LoopDelay, LoopDelayMonitor } from './loop-delay.ts'
 import { keepTickShape, releaseLoadGarbage } from './memory.ts'
@@ -17,6 +24,7 @@ import { redactor } from './redaction.ts'
 import { type Listening, openServer } from './server.ts'
 import { type Settings, trustedPeers } from './settings.ts'
 import { buildSnapshot, type Snapshot, type SnapshotEnvironment } from './snapshot.ts'
+import type { Touched } from './uses.ts'
 
 /** The first message to a data-plane thread, which has loaded its code by then. */
 export interface WorkerData {
@@ -74,7 +82,12 @@ export interface ControlCalls extends Store {
 /** A whole new generation, or new states of references and settings under the same configuration. */
 export type Update =
   | { readonly generation: Generation }
-  | { readonly secrets: ReadonlyMap<string, SecretState>; readonly tls?: ListenerTls }
+  | {
+      readonly secrets: Secrets
+      /** The entities that use them. */
+      readonly touched: Touched
+      readonly tls?: ListenerTls
+    }
 
 /** Name the key of the default certificate is masked by; no reference is called so. */
 const LISTENER_KEY = 'listener key'
@@ -88,7 +101,7 @@ const log = createLogger({
   thread: data.thread
 })
 logWarnings(log)
-maskGeneration(data.generation)
+await mask(data.generation)
 
 const control = serveCalls<WorkerCalls, ControlCalls>(parentPort!, {
   listen,
@@ -145,13 +158,22 @@ const environment: SnapshotEnvironment = {
   }
 }
 
+/** States of references that {@link commit} brings into force. */
+interface Prepared {
+  readonly snapshot: Snapshot
+  readonly secrets: ReadonlyMap<string, SecretState>
+  /** Whether there are no others. */
+  readonly whole: boolean
+}
+
+let secrets = new Map(data.generation.secrets)
 let current: Snapshot
 const built = buildSnapshot(data.generation, environment).then(snapshot => {
   current = snapshot
 })
 // What refuses it is told by `listen`.
 built.catch(() => {})
-let prepared: Snapshot | undefined
+let prepared: Prepared | undefined
 let listening: readonly Listening[] = []
 
 const handler = new Handler(
@@ -173,9 +195,12 @@ const handler = new Handler(
 const webSockets = new WebSockets(handler, settings.maxWebSocketMessage)
 const loopDelay = new LoopDelayMonitor()
 
-function maskGeneration({ secrets, tls }: Generation): void {
-  maskSecrets(secrets)
-  redactor.hold(LISTENER_KEY, [tls.key])
+async function mask({
+  secrets,
+  tls
+}: Pick<Generation, 'secrets'> & { readonly tls?: ListenerTls }) {
+  await maskSecrets(secrets)
+  if (tls !== undefined) redactor.hold(LISTENER_KEY, [tls.key])
 }
 
 async function listen(): Promise<readonly number[]> {
@@ -225,24 +250,33 @@ async function prepare(update: Update): Promise<void> {
   await built
   await abort()
   if ('generation' in update) {
-    maskGeneration(update.generation)
-    prepared = await buildSnapshot(update.generation, environment)
+    const { generation } = update
+    await mask(generation)
+    const snapshot = await buildSnapshot(generation, environment)
+    prepared = { snapshot, secrets: generation.secrets, whole: true }
     return
   }
-  const { config, secrets } = current.generation
-  const { tls = current.generation.tls } = update
-  const generation = { config, tls, secrets: new Map([...secrets, ...update.secrets]) }
-  maskGeneration({ ...generation, secrets: update.secrets })
-  prepared = await buildSnapshot(generation, environment, current, new Set(update.secrets.keys()))
+  await mask(update)
+  const { config, tls } = current
+  const generation = {
+    config,
+    tls: update.tls ?? tls,
+    secrets: overlay(secrets, update.secrets)
+  }
+  const snapshot = await buildSnapshot(generation, environment, current, update.touched)
+  prepared = { snapshot, secrets: update.secrets, whole: false }
 }
 
 function commit(): void {
   if (prepared === undefined) return
   const old = current
-  current = prepared
+  const { snapshot, secrets: changed, whole } = prepared
+  current = snapshot
   prepared = undefined
-  const { secrets } = current.generation
-  redactor.retain(name => name === LISTENER_KEY || secrets.has(name))
+  if (whole) {
+    secrets = new Map(changed)
+    redactor.retain(name => name === LISTENER_KEY || secrets.has(name))
+  } else for (const [text, state] of changed) secrets.set(text, state)
   if (current.certificates !== old.certificates) {
     for (const server of listening) server.renewCertificate()
   }
@@ -250,7 +284,7 @@ function commit(): void {
 }
 
 async function abort(): Promise<void> {
-  prepared?.release()
+  prepared?.snapshot.release()
   prepared = undefined
 }
 

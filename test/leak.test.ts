@@ -5,11 +5,12 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
 import { loadConfig } from '../src/config.ts'
-import { resolveConfig } from '../src/config-values.ts'
+import { validateUses } from '../src/config-values.ts'
 import { plugins } from '../src/plugins/index.ts'
 import { kinds } from '../src/schema/kinds.ts'
 import { vaultConfigSchema } from '../src/schema/vault-config.ts'
 import { type Setting, settingsTable } from '../src/settings.ts'
+import { UseIndex } from '../src/uses.ts'
 import { backendTypes } from '../src/vault/backends/index.ts'
 import {
   type Canary,
@@ -116,7 +117,7 @@ async function placeIn(plugin: string, leaf: Leaf): Promise<object | undefined> 
     const config = attempt(() => load(document('{vault://fs/x}')))
     if (config === undefined) continue
     const fits = ({ value }: Canary): boolean =>
-      resolveConfig(config, plugins, () => ({ value })).length === 0
+      validateUses(new UseIndex(config), plugins, () => ({ value })).length === 0
     const next = async (): Promise<Canary> => (await canaries()).find(fits)!
     const canary = await next()
     if (canary === undefined) return { plugins: [] }

@@ -61,7 +61,7 @@ export async function resolve(collected: Collected, loaded: Loaded): Promise<Res
   const outcomes = await resolveAll(loaded, collected.references)
   const problems = [
     ...unresolvedUses(collected.references, outcomes),
-    ...problemsOf(loaded.config, outcomes)
+    ...problemsOf(loaded.uses, outcomes)
   ]
   const value = (text: string): string | undefined => textOf(outcomes.get(text))
   try {

@@ -1,4 +1,5 @@
 import { hash, timingSafeEqual } from 'node:crypto'
+import { Pace } from '../pace.ts'
 import type { Acl, BasicAuthCredential, Consumer, KeyAuthCredential } from '../schema/entities.ts'
 import type { Credential, Directory } from './plugin.ts'
 
@@ -35,60 +36,154 @@ const NOBODY: Readonly<Record<'plain' | 'hashed', Verifier>> = {
   hashed: verifierOfNobody('sha1')
 }
 
+/** A key credential with what presented keys are compared with. */
+interface KnownKey {
+  readonly credential: KeyAuthCredential
+  readonly digest: string
+  /** Of the key before, while it still holds. */
+  readonly former: string | undefined
+}
+
+interface KnownUser {
+  readonly credential: BasicAuthCredential
+  readonly verifier: Verifier
+}
+
 /**
  * Indexes consumers and credentials for look-up while serving; built once per change. Where two
  * credentials claim one name or key the first keeps it, and a current one always wins over a former.
- * The `ttl` of a key is not counted: the file is the truth about which keys exist.
+ * The `ttl` of a key is not counted: the file is the truth about which keys exist. What was worked
+ * out for credentials that `previous` has too is taken from it.
  */
-export function createDirectory(entities: DirectoryEntities): Directory {
-  const { transform, consumers, keyauth_credentials: keys, basicauth_credentials: users } = entities
-  const byId = new Map(consumers.map(consumer => [consumer.id, consumer]))
-  const byUsername = new Map<string, Consumer>()
+export async function createDirectory(
+  entities: DirectoryEntities,
+  previous?: CompiledDirectory
+): Promise<CompiledDirectory> {
+  const pace = new Pace()
+  const keys = new Map<string, KnownKey>()
+  for (const credential of entities.keyauth_credentials) {
+    keys.set(credential.id, knownKey(credential, previous?.keys.get(credential.id)))
+    if (pace.tired) await pace.rest()
+  }
+  const users = new Map<string, KnownUser>()
+  for (const credential of entities.basicauth_credentials) {
+    const before = previous?.users.get(credential.id)
+    users.set(
+      credential.id,
+      before?.credential === credential
+        ? before
+        : { credential, verifier: verifierOf(credential, entities.transform) }
+    )
+    if (pace.tired) await pace.rest()
+  }
+  return new CompiledDirectory(entities, keys, users, previous)
+}
+
+function knownKey(credential: KeyAuthCredential, before: KnownKey | undefined): KnownKey {
+  if (before?.credential === credential) return before
+  const former = credential.key.revealPrevious()
+  return {
+    credential,
+    digest: digest(credential.key.reveal()),
+    former:
+      former === undefined
+        ? undefined
+        : before?.credential.key.reveal() === former
+          ? before.digest
+          : digest(former)
+  }
+}
+
+/** Consumers, credentials and groups of one generation. */
+export class CompiledDirectory implements Directory {
+  readonly keys: ReadonlyMap<string, KnownKey>
+  readonly users: ReadonlyMap<string, KnownUser>
+  readonly #entities: DirectoryEntities
+  readonly #byId: ReadonlyMap<string, Consumer>
+  readonly #byUsername: ReadonlyMap<string, Consumer>
+  readonly #groups: ReadonlyMap<string, readonly string[]>
+  readonly #byKey = new Map<string, KeyAuthCredential>()
+  readonly #byUser = new Map<string, BasicAuthCredential>()
+  readonly #nobody: Verifier
+
+  constructor(
+    entities: DirectoryEntities,
+    keys: ReadonlyMap<string, KnownKey>,
+    users: ReadonlyMap<string, KnownUser>,
+    previous?: CompiledDirectory
+  ) {
+    this.keys = keys
+    this.users = users
+    this.#entities = entities
+    const { transform, consumers, acls } = entities
+    const same = (kind: 'consumers' | 'acls'): boolean =>
+      previous !== undefined && previous.#entities[kind] === entities[kind]
+    this.#byId = same('consumers')
+      ? previous!.#byId
+      : new Map(consumers.map(consumer => [consumer.id, consumer]))
+    this.#byUsername = same('consumers') ? previous!.#byUsername : byUsername(consumers)
+    this.#groups = same('acls') ? previous!.#groups : groupsOf(acls)
+    for (const { credential, digest } of keys.values()) claim(this.#byKey, digest, credential)
+    for (const { credential, former } of keys.values()) {
+      if (former !== undefined) claim(this.#byKey, former, credential)
+    }
+    for (const { credential } of users.values()) {
+      claim(this.#byUser, credential.username.reveal(), credential)
+    }
+    for (const { credential } of users.values()) {
+      const former = credential.username.revealPrevious()
+      if (former !== undefined) claim(this.#byUser, former, credential)
+    }
+    this.#nobody = transform ? NOBODY.plain : NOBODY.hashed
+  }
+
+  consumer(idOrUsername: string): Consumer | undefined {
+    return this.#byId.get(idOrUsername) ?? this.#byUsername.get(idOrUsername)
+  }
+
+  keyAuth(key: string): KeyAuthCredential | undefined {
+    return this.#byKey.get(digest(key))
+  }
+
+  basicAuth(username: string): BasicAuthCredential | undefined {
+    return this.#byUser.get(username)
+  }
+
+  passwordHolds(
+    credential: BasicAuthCredential | undefined,
+    username: string,
+    password: string
+  ): boolean {
+    const known = credential === undefined ? undefined : this.users.get(credential.id)?.verifier
+    const holds = verify(known ?? this.#nobody, username, password)
+    return holds && known !== undefined
+  }
+
+  credential(id: string): Credential | undefined {
+    return (this.users.get(id) ?? this.keys.get(id))?.credential
+  }
+
+  groups(consumerId: string): readonly string[] {
+    return this.#groups.get(consumerId) ?? NO_GROUPS
+  }
+}
+
+function byUsername(consumers: readonly Consumer[]): ReadonlyMap<string, Consumer> {
+  const names = new Map<string, Consumer>()
   for (const consumer of consumers) {
-    if (consumer.username !== undefined) claim(byUsername, consumer.username, consumer)
+    if (consumer.username !== undefined) claim(names, consumer.username, consumer)
   }
+  return names
+}
 
-  const byKey = new Map<string, KeyAuthCredential>()
-  for (const credential of keys) claim(byKey, digest(credential.key.reveal()), credential)
-  for (const credential of keys) {
-    const previous = credential.key.revealPrevious()
-    if (previous !== undefined) claim(byKey, digest(previous), credential)
-  }
-
-  const byUser = new Map<string, BasicAuthCredential>()
-  const verifiers = new Map<string, Verifier>()
-  for (const credential of users) {
-    claim(byUser, credential.username.reveal(), credential)
-    verifiers.set(credential.id, verifierOf(credential, transform))
-  }
-  for (const credential of users) {
-    const previous = credential.username.revealPrevious()
-    if (previous !== undefined) claim(byUser, previous, credential)
-  }
-
-  const credentials = new Map<string, Credential>(
-    [...keys, ...users].map(credential => [credential.id, credential])
-  )
+function groupsOf(acls: readonly Acl[]): ReadonlyMap<string, readonly string[]> {
   const groups = new Map<string, string[]>()
-  for (const { consumer, group } of entities.acls) {
+  for (const { consumer, group } of acls) {
     const list = groups.get(consumer.id)
     if (list === undefined) groups.set(consumer.id, [group])
     else list.push(group)
   }
-  const nobody = transform ? NOBODY.plain : NOBODY.hashed
-
-  return {
-    consumer: idOrUsername => byId.get(idOrUsername) ?? byUsername.get(idOrUsername),
-    keyAuth: key => byKey.get(digest(key)),
-    basicAuth: username => byUser.get(username),
-    passwordHolds(credential, username, password) {
-      const known = credential === undefined ? undefined : verifiers.get(credential.id)
-      const holds = verify(known ?? nobody, username, password)
-      return holds && known !== undefined
-    },
-    credential: id => credentials.get(id),
-    groups: consumerId => groups.get(consumerId) ?? NO_GROUPS
-  }
+  return groups
 }
 
 function claim<T>(index: Map<string, T>, name: string, owner: T): void {

@@ -35,6 +35,7 @@ const OPENING = '{vault://'
 /** What people write who mean a reference. */
 const NEAR_MISS = /\{\s*vault\s*:/i
 const ANY_OPENING = /\{\s*vault\s*:/gi
+const NO_OVERRIDES: Reference['overrides'] = Object.freeze({})
 const FULL_FORM = '{vault://VAULT/RESOURCE/KEY}'
 
 function invalid(text: string, what: string, write: string): Error {
@@ -166,7 +167,7 @@ function assemble(
     pointer,
     fallback,
     version: named ?? fragment,
-    overrides: Object.freeze(Object.fromEntries(fields))
+    overrides: fields.size === 0 ? NO_OVERRIDES : Object.freeze(Object.fromEntries(fields))
   })
 }
 

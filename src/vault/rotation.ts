@@ -88,7 +88,7 @@ class Rotating implements Rotation {
     this.#inForce = new Map(options.inForce)
     const groups = new Map<Resource, Reference[]>()
     for (const reference of options.references) {
-      const resource = options.set.resourceOf(reference)
+      const resource = options.set.resourceOf(reference.text)
       if (resource === undefined) continue
       const references = groups.get(resource)
       if (references === undefined) groups.set(resource, [reference])
@@ -233,7 +233,7 @@ class Rotating implements Rotation {
         resource.failure !== undefined &&
         // An absence that every reference has a default for is no failure.
         references.some(reference => {
-          const outcome = this.#options.set.outcome(reference)
+          const outcome = this.#options.set.outcome(reference.text)
           return outcome.state !== 'ok' || outcome.version !== 'default'
         })
     )
@@ -303,7 +303,7 @@ class Rotating implements Rotation {
     if (resource.current === undefined) return undefined
     for (const reference of references) {
       if (this.#inForce.get(reference.text)?.state !== 'ok') continue
-      const outcome = this.#options.set.outcome(reference)
+      const outcome = this.#options.set.outcome(reference.text)
       if (outcome.state !== 'ok') return outcome.message
     }
     return undefined
@@ -367,7 +367,7 @@ class Rotating implements Rotation {
   #changesOf(groups: readonly Group[]): Map<string, Outcome> {
     const changes = new Map<string, Outcome>()
     for (const reference of groups.flatMap(group => group.references)) {
-      const outcome = this.#options.set.outcome(reference)
+      const outcome = this.#options.set.outcome(reference.text)
       if (!sameOutcome(this.#inForce.get(reference.text), outcome))
         changes.set(reference.text, outcome)
     }

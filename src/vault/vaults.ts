@@ -91,16 +91,18 @@ export interface VaultSet {
     references: readonly Reference[],
     options?: LoadOptions
   ): Promise<ReadonlyMap<string, Outcome>>
+  /** Those of these references that were loaded. */
+  references(texts: Iterable<string>): readonly Reference[]
   /** The resource a reference is part of, once it was loaded. */
-  resourceOf(reference: Reference): Resource | undefined
+  resourceOf(reference: string): Resource | undefined
   /** What a loaded reference stands for now, without reading. */
-  outcome(reference: Reference): Outcome
+  outcome(reference: string): Outcome
   /** Seconds the previous value of a loaded reference still verifies; undefined is the gateway's setting. */
-  grace(reference: Reference): number | undefined
+  grace(reference: string): number | undefined
   /** Resources that settings of these vaults are read from. */
   readonly dependencies: readonly Resource[]
   /** These are in force: what they hold may be kept as last known good. */
-  confirm(references: Iterable<Reference>): void
+  confirm(references: Iterable<string>): void
   /** Every reference that was loaded. */
   status(): readonly ReferenceStatus[]
   health(): readonly VaultHealth[]
@@ -133,19 +135,18 @@ export function createVaults(options: VaultsOptions): Vaults {
   }
 }
 
-/** A reference with its resource, which is held until `release`. */
+/** A reference with where its value comes from. Thousands share their resource and its access. */
 interface Tracked {
   readonly reference: Reference
-  readonly definition: Definition
+  readonly access: Access
+  readonly held: HeldResource
+}
+
+/** A resource of an access. */
+interface HeldResource {
+  readonly resource: Resource
   /** Of the resource, and of what kept values are bound to. */
   readonly identity: string
-  readonly resource: Resource
-  readonly vault: OpenVault
-  /** Undefined until the references in it (a ttl may be one) have been read. */
-  readonly policy: Policy | undefined
-  /** Resolves when `policy` is there; rejects when it cannot be. */
-  readonly settled: Promise<void>
-  release(): void
 }
 
 interface Shared<T> {
@@ -178,56 +179,49 @@ class SharedVaults {
     return define(this.#options.backendTypes, this.#options.defaults, entities)
   }
 
-  /** Finds or makes the resource of a reference. Throws when its vault does not exist. */
+  /** One reference with an access of its own. Throws when its vault does not exist. */
   track(reference: Reference, definitions: Definitions): Tracked {
+    const access = this.access(reference, definitions)
+    return { reference, access, held: access.resource(reference) }
+  }
+
+  /**
+   * The vault of a reference, asked as this and others that override the same settings want it; held
+   * until it is released. Throws when there is no such vault.
+   */
+  access(reference: Reference, definitions: Definitions): Access {
     const definition = definitions.get(reference.vault)
     if (definition === undefined) throw new Error(`there is no vault "${reference.vault}"`)
     const circle = checkReference(reference, definitions)
     if (circle !== undefined) throw new VaultMisconfigured(circle.message, circle.fix)
     const { policy, own } = settingsFor(definition, reference)
     const vaultIdentity = this.#identityOf(definition, own, definitions)
-    const identity = JSON.stringify([vaultIdentity, reference.resource, reference.version ?? null])
     const open = this.#hold(this.#open, vaultIdentity, () =>
       this.#openVault(definition, own, definitions)
     )
-    const entry = this.#hold(this.#resources, identity, () => {
-      const { resource: name, version } = reference
-      const gone = (): void => this.lastKnownGood?.drop(identity)
-      return {
-        value: new Resource(name, version, open.value, this.#clock, gone),
-        release() {}
+    const needed = referencesIn(policy).map(part => this.track(part, definitions))
+    const hold = (identity: string, name: string, version: string | undefined): Shared<Resource> =>
+      this.#hold(this.#resources, identity, () => {
+        const gone = (): void => this.lastKnownGood?.drop(identity)
+        return { value: new Resource(name, version, open.value, this.#clock, gone), release() {} }
+      })
+    return new Access({
+      definition,
+      vault: open.value,
+      vaultIdentity,
+      hold,
+      drop: (identity, entry) => this.#release(this.#resources, identity, entry),
+      policy: () =>
+        policyOf(
+          settle(policy, (part, name) => this.#valueFor(part, needed, name)),
+          this.timeout
+        ),
+      needed,
+      release: () => {
+        this.#release(this.#open, vaultIdentity, open)
+        for (const { access } of needed) access.release()
       }
     })
-    const needed = referencesIn(policy).map(part => this.track(part, definitions))
-    let settled: Policy | undefined
-    let release = (): void => {}
-    const settleNow = (): void => {
-      settled = policyOf(
-        settle(policy, (part, name) => this.#valueFor(part, needed, name)),
-        this.timeout
-      )
-      release = entry.value.hold(settled.freshness)
-    }
-    const tracked: Tracked = {
-      reference,
-      definition,
-      identity,
-      resource: entry.value,
-      vault: open.value,
-      get policy() {
-        return settled
-      },
-      settled:
-        needed.length === 0 ? attempt(settleNow) : Promise.all(needed.map(ready)).then(settleNow),
-      release: () => {
-        release()
-        this.#release(this.#resources, identity, entry)
-        this.#release(this.#open, vaultIdentity, open)
-        for (const part of needed) part.release()
-      }
-    }
-    tracked.settled.catch(() => {})
-    return tracked
   }
 
   #valueFor(part: Reference, needed: readonly Tracked[], setting: string): string {
@@ -263,7 +257,7 @@ class SharedVaults {
       name,
       type,
       {
-        dependencies: needed.map(({ resource }) => resource),
+        dependencies: needed.map(({ held }) => held.resource),
         current: () =>
           typed(
             settle(own, (part, setting) => this.#valueFor(part, needed, setting)),
@@ -278,7 +272,7 @@ class SharedVaults {
       value: vault,
       release() {
         void vault.close()
-        for (const part of needed) part.release()
+        for (const { access } of needed) access.release()
       }
     }
   }
@@ -321,14 +315,78 @@ class SharedVaults {
   }
 }
 
-async function attempt(task: () => void): Promise<void> {
-  task()
+interface AccessOptions {
+  readonly definition: Definition
+  readonly vault: OpenVault
+  readonly vaultIdentity: string
+  /** What the policy is made of. */
+  readonly needed: readonly Tracked[]
+  /** The policy, once what is needed was read; throws when it cannot be. */
+  policy(): Policy
+  hold(identity: string, name: string, version: string | undefined): Shared<Resource>
+  drop(identity: string, entry: Shared<Resource>): void
+  release(): void
+}
+
+/** One vault asked in one way: with what its references override, and the resources they are part of. */
+class Access {
+  readonly definition: Definition
+  readonly vault: OpenVault
+  readonly #options: AccessOptions
+  readonly #resources = new Map<string, HeldResource & { readonly entry: Shared<Resource> }>()
+  readonly #holds: (() => void)[] = []
+  #policy: Policy | undefined
+  /** Resolves when `policy` is there; rejects when it cannot be. */
+  readonly settled: Promise<void>
+
+  constructor(options: AccessOptions) {
+    this.#options = options
+    this.definition = options.definition
+    this.vault = options.vault
+    this.settled = this.#settle()
+    this.settled.catch(() => {})
+  }
+
+  /** Undefined until the references in it (a ttl may be one) have been read. */
+  get policy(): Policy | undefined {
+    return this.#policy
+  }
+
+  async #settle(): Promise<void> {
+    const { needed } = this.#options
+    if (needed.length > 0) await Promise.all(needed.map(ready))
+    this.#policy = this.#options.policy()
+    for (const { resource } of this.#resources.values()) this.#keepFresh(resource)
+  }
+
+  #keepFresh(resource: Resource): void {
+    if (this.#policy !== undefined) this.#holds.push(resource.hold(this.#policy.freshness))
+  }
+
+  /** Finds or makes the resource of a reference. */
+  resource({ resource: name, version }: Reference): HeldResource {
+    const identity = JSON.stringify([this.#options.vaultIdentity, name, version ?? null])
+    let held = this.#resources.get(identity)
+    if (held === undefined) {
+      const entry = this.#options.hold(identity, name, version)
+      held = { resource: entry.value, identity, entry }
+      this.#resources.set(identity, held)
+      this.#keepFresh(held.resource)
+    }
+    return held
+  }
+
+  release(): void {
+    for (const release of this.#holds) release()
+    for (const { identity, entry } of this.#resources.values()) this.#options.drop(identity, entry)
+    this.#options.release()
+  }
 }
 
 /** Reads what a setting refers to. */
-async function ready(part: Tracked): Promise<void> {
-  await part.settled
-  await part.resource.load()
+async function ready({ access, held }: Tracked): Promise<void> {
+  await access.settled
+  await held.resource.load()
 }
 
 /** What a reference in a vault's setting stands for; throws what keeps the vault from being asked. */
@@ -341,7 +399,7 @@ function valueFor(part: Reference, needed: readonly Tracked[], setting: string):
   throw new VaultMisconfigured(reason, 'Store it there, or correct the setting.')
 }
 
-function outcomeOfTracked({ reference, resource, policy }: Tracked): Outcome {
+function outcomeOfTracked({ reference, access, held: { resource } }: Tracked): Outcome {
   const fetched = resource.current
   if (fetched === undefined) {
     const { state, message } = failureOf(resource)
@@ -351,7 +409,7 @@ function outcomeOfTracked({ reference, resource, policy }: Tracked): Outcome {
   }
   try {
     const { text, key, pointer } = reference
-    const value = extract(fetched, text, key, pointer, policy?.base64 ?? false)
+    const value = extract(fetched, text, key, pointer, access.policy?.base64 ?? false)
     return fetched.version === undefined
       ? { state: 'ok', value }
       : { state: 'ok', value, version: fetched.version }
@@ -373,6 +431,8 @@ class DefinedVaults implements VaultSet {
   readonly #definitions: Definitions
   readonly #shared: SharedVaults
   readonly #tracked = new Map<string, Tracked>()
+  /** By vault and what is overridden of it. */
+  readonly #accesses = new Map<string, Access>()
   /** References whose vault could not be set up, and why. */
   readonly #broken = new Map<string, { readonly state: 'malformed'; readonly message: string }>()
 
@@ -390,59 +450,79 @@ class DefinedVaults implements VaultSet {
     options: LoadOptions = {}
   ): Promise<ReadonlyMap<string, Outcome>> {
     await Promise.all(references.map(reference => this.#load(reference, options)))
-    return new Map(references.map(reference => [reference.text, this.outcome(reference)]))
+    return new Map(references.map(({ text }) => [text, this.outcome(text)]))
   }
 
   async #load(reference: Reference, options: LoadOptions): Promise<void> {
     try {
       let tracked = this.#tracked.get(reference.text)
       if (tracked === undefined) {
-        tracked = this.#shared.track(reference, this.#definitions)
+        const access = this.#access(reference)
+        tracked = { reference, access, held: access.resource(reference) }
         this.#tracked.set(reference.text, tracked)
       }
       this.#broken.delete(reference.text)
       await ready(tracked)
-      if (options.lastKnownGood) this.#restore(tracked)
+      if (options.lastKnownGood) this.#restore(tracked.held)
     } catch (error) {
       this.#broken.set(reference.text, { state: 'malformed', message: (error as Error).message })
     }
   }
 
-  #restore({ resource, identity }: Tracked): void {
+  #access(reference: Reference): Access {
+    const key = JSON.stringify([reference.vault, reference.overrides])
+    let access = this.#accesses.get(key)
+    if (access === undefined) {
+      access = this.#shared.access(reference, this.#definitions)
+      this.#accesses.set(key, access)
+    }
+    return access
+  }
+
+  #restore({ resource, identity }: HeldResource): void {
     if (resource.current !== undefined || resource.failure?.state !== 'unreachable') return
     const known = this.#shared.lastKnownGood?.get(identity)
     if (known !== undefined) resource.restore(known.fetched, known.age)
   }
 
-  resourceOf(reference: Reference): Resource | undefined {
-    return this.#tracked.get(reference.text)?.resource
+  references(texts: Iterable<string>): readonly Reference[] {
+    const known: Reference[] = []
+    for (const text of texts) {
+      const tracked = this.#tracked.get(text)
+      if (tracked !== undefined) known.push(tracked.reference)
+    }
+    return known
   }
 
-  outcome(reference: Reference): Outcome {
-    const broken = this.#broken.get(reference.text)
+  resourceOf(reference: string): Resource | undefined {
+    return this.#tracked.get(reference)?.held.resource
+  }
+
+  outcome(reference: string): Outcome {
+    const broken = this.#broken.get(reference)
     if (broken !== undefined) return broken
-    const tracked = this.#tracked.get(reference.text)
+    const tracked = this.#tracked.get(reference)
     return tracked === undefined
       ? { state: 'unreachable', message: 'it was never asked for' }
       : outcomeOfTracked(tracked)
   }
 
-  grace(reference: Reference): number | undefined {
-    return this.#tracked.get(reference.text)?.policy?.grace
+  grace(reference: string): number | undefined {
+    return this.#tracked.get(reference)?.access.policy?.grace
   }
 
   get dependencies(): readonly Resource[] {
-    const vaults = new Set([...this.#tracked.values()].map(({ vault }) => vault))
+    const vaults = new Set([...this.#accesses.values()].map(({ vault }) => vault))
     return [...new Set([...vaults].flatMap(vault => vault.allDependencies))]
   }
 
-  confirm(references: Iterable<Reference>): void {
+  confirm(references: Iterable<string>): void {
     const store = this.#shared.lastKnownGood
     if (store === undefined) return
-    for (const { text } of references) {
+    for (const text of references) {
       const tracked = this.#tracked.get(text)
-      if (tracked === undefined || tracked.definition.type.local) continue
-      const { identity, resource } = tracked
+      if (tracked === undefined || tracked.access.definition.type.local) continue
+      const { identity, resource } = tracked.held
       const { current, age } = resource
       if (current !== undefined && age !== undefined) store.keep(identity, current, age)
     }
@@ -470,18 +550,20 @@ class DefinedVaults implements VaultSet {
   }
 
   health(): readonly VaultHealth[] {
-    const vaults = new Set([...this.#tracked.values()].map(({ vault }) => vault))
+    const vaults = new Set([...this.#accesses.values()].map(({ vault }) => vault))
     return [...vaults].map(vault => ({ vault: vault.name, ...vault.health() }))
   }
 
   close(): void {
-    for (const tracked of this.#tracked.values()) tracked.release()
+    for (const access of this.#accesses.values()) access.release()
+    this.#accesses.clear()
     this.#tracked.clear()
   }
 }
 
 function statusOf(tracked: Tracked, now: number): ReferenceStatus {
-  const { reference, resource } = tracked
+  const { reference, held } = tracked
+  const { resource } = held
   const outcome = outcomeOfTracked(tracked)
   const due = resource.dueAt
   const standing =

@@ -112,7 +112,7 @@ t.test('a configuration needs exactly one of the lists', async t => {
 // No plugin here establishes groups of its own yet, so these exchanges are made by hand.
 t.test('groups an authentication plugin established', async t => {
   const id = 'aaaaaaaa-0000-4000-8000-000000000001'
-  const directory = createDirectory({
+  const directory = await createDirectory({
     transform: true,
     consumers: [],
     keyauth_credentials: [],

@@ -37,7 +37,7 @@ const hex = (algorithm: string, text: string) => createHash(algorithm).update(te
 
 t.test('consumers are found by id, else by username', async t => {
   const shadow = { id: 'c-shadow', username: bob.id }
-  const found = directory({ consumers: [alice, bob, unnamed, shadow] })
+  const found = await directory({ consumers: [alice, bob, unnamed, shadow] })
   t.equal(found.consumer('c-alice'), alice)
   t.equal(found.consumer('alice'), alice)
   t.equal(found.consumer('c-bob'), bob, 'an id wins over a username that reads the same')
@@ -48,7 +48,7 @@ t.test('consumers are found by id, else by username', async t => {
 t.test('keys are found by their value, the former one too while it is known', async t => {
   const rotated = key('k1', 'new', 'old')
   const plain = key('k2', 'plain')
-  const found = directory({ keyauth_credentials: [rotated, plain] })
+  const found = await directory({ keyauth_credentials: [rotated, plain] })
   t.equal(found.keyAuth('new'), rotated)
   t.equal(found.keyAuth('old'), rotated)
   t.equal(found.keyAuth('plain'), plain)
@@ -63,7 +63,7 @@ t.test('a current key wins over the former key of another', async t => {
     [taker, giver],
     [giver, taker]
   ]) {
-    t.equal(directory({ keyauth_credentials }).keyAuth('shared'), taker)
+    t.equal((await directory({ keyauth_credentials })).keyAuth('shared'), taker)
   }
 })
 
@@ -71,7 +71,7 @@ t.test('users are found by name, and hold by their current or former password', 
   const rotated = user('u1', new Secret('ali', 'alice-old'), new Secret('new', 'old'))
   const other = user('u2', 'bob', 'p', bob.id)
   const taker = user('u3', 'alice-old', 'q')
-  const found = directory({ basicauth_credentials: [rotated, other, taker] })
+  const found = await directory({ basicauth_credentials: [rotated, other, taker] })
   t.equal(found.basicAuth('ali'), rotated)
   t.equal(found.basicAuth('alice-old'), taker, 'a current name wins over a former one')
   t.equal(found.basicAuth('nobody'), undefined)
@@ -80,50 +80,50 @@ t.test('users are found by name, and hold by their current or former password', 
   t.notOk(found.passwordHolds(rotated, 'ali', ''))
   t.notOk(found.passwordHolds(undefined, 'ali', 'new'))
   t.notOk(found.passwordHolds(user('foreign', 'x', 'new'), 'x', 'new'), 'of another directory')
-  const former = directory({ basicauth_credentials: [rotated] })
+  const former = await directory({ basicauth_credentials: [rotated] })
   t.equal(former.basicAuth('alice-old'), rotated)
 })
 
 t.test('only names and passwords that were in force together hold', async t => {
   /** Which pairs hold of a name and a password that changed at these times; undefined is never. */
-  const holding = (name: number | undefined, password: number | undefined) => {
+  const holding = async (name: number | undefined, password: number | undefined) => {
     const secret = (value: string, at: number | undefined) =>
       at === undefined ? new Secret(`${value}-new`) : new Secret(`${value}-new`, `${value}-old`, at)
     const credential = user('u', secret('name', name), secret('password', password))
-    const found = directory({ basicauth_credentials: [credential] })
+    const found = await directory({ basicauth_credentials: [credential] })
     return ['new new', 'new old', 'old new', 'old old'].filter(pair => {
       const [username, word] = pair.split(' ')
       const known = found.basicAuth(`name-${username}`)
       return found.passwordHolds(known, `name-${username}`, `password-${word}`)
     })
   }
-  t.same(holding(undefined, undefined), ['new new'])
-  t.same(holding(2, 2), ['new new', 'old old'], 'changed together')
-  t.same(holding(undefined, 2), ['new new', 'new old'], 'the password alone')
-  t.same(holding(2, undefined), ['new new', 'old new'], 'the name alone')
-  t.same(holding(2, 3), ['new new', 'new old', 'old old'], 'the name, then the password')
-  t.same(holding(3, 2), ['new new', 'old new', 'old old'], 'the password, then the name')
+  t.same(await holding(undefined, undefined), ['new new'])
+  t.same(await holding(2, 2), ['new new', 'old old'], 'changed together')
+  t.same(await holding(undefined, 2), ['new new', 'new old'], 'the password alone')
+  t.same(await holding(2, undefined), ['new new', 'old new'], 'the name alone')
+  t.same(await holding(2, 3), ['new new', 'new old', 'old old'], 'the name, then the password')
+  t.same(await holding(3, 2), ['new new', 'old new', 'old old'], 'the password, then the name')
 })
 
 t.test('hashed passwords', async t => {
-  const verifies = (stored: Secret | string, given: string) => {
+  const verifies = async (stored: Secret | string, given: string) => {
     const credential = user('u', 'ali', stored)
-    const found = directory({ transform: false, basicauth_credentials: [credential] })
+    const found = await directory({ transform: false, basicauth_credentials: [credential] })
     return found.passwordHolds(credential, 'ali', given)
   }
   const sha1 = hex('sha1', `p${alice.id}`)
   const sha256 = hex('sha256', `p${alice.id}`)
-  t.ok(verifies(sha1, 'p'))
-  t.ok(verifies(sha1.toUpperCase(), 'p'))
-  t.ok(verifies(sha256, 'p'))
-  t.notOk(verifies(sha1, 'q'))
-  t.notOk(verifies(hex('sha1', `p${bob.id}`), 'p'), 'salted by another consumer')
-  t.ok(verifies(hex('sha1', alice.id), ''), 'the hash of the salt alone is an empty password')
-  t.notOk(verifies('p', 'p'), 'plain text is no digest')
-  t.notOk(verifies('', ''))
-  t.ok(verifies(new Secret(hex('sha1', `n${alice.id}`), sha1, 1), 'p'), 'the former password')
-  t.ok(verifies(new Secret(hex('sha1', `n${alice.id}`), sha256), 'n'))
-  const nobody = directory({ transform: false })
+  t.ok(await verifies(sha1, 'p'))
+  t.ok(await verifies(sha1.toUpperCase(), 'p'))
+  t.ok(await verifies(sha256, 'p'))
+  t.notOk(await verifies(sha1, 'q'))
+  t.notOk(await verifies(hex('sha1', `p${bob.id}`), 'p'), 'salted by another consumer')
+  t.ok(await verifies(hex('sha1', alice.id), ''), 'the hash of the salt alone is an empty password')
+  t.notOk(await verifies('p', 'p'), 'plain text is no digest')
+  t.notOk(await verifies('', ''))
+  t.ok(await verifies(new Secret(hex('sha1', `n${alice.id}`), sha1, 1), 'p'), 'the former password')
+  t.ok(await verifies(new Secret(hex('sha1', `n${alice.id}`), sha256), 'n'))
+  const nobody = await directory({ transform: false })
   t.notOk(nobody.passwordHolds(undefined, 'ali', ''))
 })
 
@@ -131,7 +131,7 @@ t.test('credentials by id and groups by consumer', async t => {
   const k = key('k', 'v')
   const u = user('u', 'n', 'p')
   const acl = (group: string) => ({ id: group, consumer: { id: alice.id }, group })
-  const found = directory({
+  const found = await directory({
     keyauth_credentials: [k],
     basicauth_credentials: [u],
     acls: [acl('a'), acl('b')]

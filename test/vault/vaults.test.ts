@@ -7,7 +7,7 @@ import type { VaultSet } from '../../src/vault/vaults.ts'
 import { nothing, reference, scriptedBackend, vaultsOn } from './scripted-backend.ts'
 
 const standing = (set: VaultSet, wanted: Reference): string | undefined => {
-  const outcome = set.outcome(wanted)
+  const outcome = set.outcome(wanted.text)
   return outcome.state === 'ok' ? outcome.value : outcome.state
 }
 
@@ -186,11 +186,11 @@ await t.test('settings come from other vaults, and a changed one opens the vault
   )
   source.answers.set('token', { value: 't-2' })
   script.answers.set('a', new VaultDenied('a', 'the token ended'))
-  await set.resourceOf(wanted)!.refresh()
+  await set.resourceOf(wanted.text)!.refresh()
   t.same(script.opened.at(-1)?.token, 't-2', 'a refusal has the settings read again')
   t.equal(script.closed, 1, 'the one before is closed')
   source.answers.set('token', { value: 'unfit' })
-  await set.resourceOf(wanted)!.refresh()
+  await set.resourceOf(wanted.text)!.refresh()
   t.equal(script.opened.length, 2, 'settings that do not fit leave the vault as it is')
   t.equal(standing(set, wanted), 'first', 'and the last good value')
   t.match(set.health(), [{ vault: 'mine', tokenExpiresAt: 12 }])
@@ -249,11 +249,11 @@ await t.test('a vault whose own settings lack is told, and no default hides it',
   const set = vaults.prepare([])
   const wanted = reference('scripted/a?default=x')
   await set.load([wanted])
-  const outcome = set.outcome(wanted)
+  const outcome = set.outcome(wanted.text)
   t.equal(outcome.state, 'malformed')
   t.match(outcome, { message: /its setting token needs \{vault:\/\/source\/token\}/ })
   source.answers.set('token', new VaultUnreachable('token', 'down'))
-  await set.resourceOf(wanted)!.refresh()
+  await set.resourceOf(wanted.text)!.refresh()
   await vaults.close()
 })
 
@@ -265,7 +265,7 @@ await t.test('a ttl may come from a vault, too', async t => {
   script.answers.set('a', { value: 'a' })
   const set = vaults.prepare([])
   await set.load([reference('scripted/a')])
-  t.equal(set.resourceOf(reference('scripted/a'))?.freshness.ttl, 30)
+  t.equal(set.resourceOf(reference('scripted/a').text)?.freshness.ttl, 30)
   const bad = vaults.prepare([
     { id: '1', prefix: 'bad', name: 'scripted', config: { ttl: '{vault://env/bad}' } }
   ] as never)
@@ -289,15 +289,15 @@ await t.test('the strictest of the references to one resource decides', async t 
   ].map(reference)
   await set.load(wanted)
   t.equal(script.calls.length, 1)
-  t.same(set.resourceOf(wanted[2]!)?.freshness, {
+  t.same(set.resourceOf(wanted[2]!.text)?.freshness, {
     ttl: 20,
     negTtl: 3,
     resurrectTtl: 9,
     failOnDenied: true,
     timeout: 4
   })
-  t.equal(set.grace(wanted[0]!), 5)
-  t.equal(set.grace(wanted[2]!), undefined)
+  t.equal(set.grace(wanted[0]!.text), 5)
+  t.equal(set.grace(wanted[2]!.text), undefined)
   set.close()
   await vaults.close()
 })
