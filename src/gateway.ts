@@ -81,9 +81,12 @@ export interface Gateway {
 /**
  * Starts a gateway from an environment. Rejects with ConfigError (every problem at once) when the
  * configuration cannot be served, or with the system's error when an address cannot be bound.
+ * `worker` is what the first data-plane thread runs in, and ends when the start fails.
  */
-export async function startGateway(env: Environment): Promise<Gateway> {
-  const worker = firstWorker()
+export async function startGateway(
+  env: Environment,
+  worker: Worker = firstWorker()
+): Promise<Gateway> {
   try {
     const metrics = new Metrics()
     const prepared = await prepareSettings(env, {

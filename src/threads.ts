@@ -44,7 +44,7 @@ function newWorker(number: number): Worker {
 
 /**
  * Begins to load the code of the first data-plane thread, so that it is ready when the configuration
- * is: a start takes half the time for it. It does not keep the process alive until it serves.
+ * is: a start takes two thirds of the time. It does not keep the process alive until it serves.
  */
 export function firstWorker(): Worker {
   const worker = newWorker(1)
