@@ -6,6 +6,7 @@ import type { Service } from '../schema/entities.ts'
 import { AlpnPool } from './alpn-pool.ts'
 import { Http1Pool } from './http1/pool.ts'
 import { Http2Pool } from './http2/pool.ts'
+import { sharedReadConnector } from './shared-read.ts'
 
 const CertificateRefused = createError(
   'POSTERN_UPSTREAM_CERTIFICATE',
@@ -61,8 +62,8 @@ const MAX_HEAD = 65_536
 export function openPool(target: PoolTarget, tls: TlsMaterial, options: PoolOptions): Dispatcher {
   const { scheme, ip, port, servername, http2, verify, connectTimeout } = target
   const origin = new URL(`${scheme}://${isIP(ip) === 6 ? `[${ip}]` : ip}:${port}`)
-  const connector = (offerHttp2: boolean): buildConnector.connector =>
-    buildConnector({
+  const connect = (offerHttp2: boolean): buildConnector.BuildOptions =>
+    ({
       allowH2: offerHttp2,
       preferH2: offerHttp2,
       useH2c: offerHttp2 && scheme === 'http',
@@ -72,7 +73,7 @@ export function openPool(target: PoolTarget, tls: TlsMaterial, options: PoolOpti
       ...(servername === '' ? {} : { servername }),
       ...(tls.ca === undefined ? {} : { ca: [...tls.ca] }),
       ...(tls.cert === undefined ? {} : { cert: tls.cert, key: tls.key })
-    } as buildConnector.BuildOptions)
+    }) as buildConnector.BuildOptions
   const bounds = {
     connections: options.connections,
     maxWaiting: MAX_WAITING,
@@ -84,11 +85,18 @@ export function openPool(target: PoolTarget, tls: TlsMaterial, options: PoolOpti
   }
   switch (http2) {
     case 'always':
-      return new Http2Pool(origin, { ...bounds, connect: connector(true) })
+      return new Http2Pool(origin, { ...bounds, connect: buildConnector(connect(true)) })
     case 'offer':
-      return new AlpnPool(origin, { ...bounds, connect: connector(false) }, connector(true))
+      return new AlpnPool(
+        origin,
+        { ...bounds, connect: buildConnector(connect(false)) },
+        buildConnector(connect(true))
+      )
     default:
-      return new Http1Pool(origin, { ...bounds, connect: connector(false) })
+      return new Http1Pool(origin, {
+        ...bounds,
+        connect: (scheme === 'http' ? sharedReadConnector : buildConnector)(connect(false))
+      })
   }
 }
 

@@ -1,6 +1,11 @@
 import type { Dispatcher } from 'undici'
 import type { PooledCall } from '../pool.ts'
 
+/** A handler that is done with the bytes of a body when `onResponseData` returns, borrowed ones too. */
+export interface BorrowingHandler extends Dispatcher.DispatchHandler {
+  readonly borrows: true
+}
+
 /** What carries a call: a connection, as far as the call acts on it. */
 export interface Carrier {
   pause(): void
@@ -16,6 +21,8 @@ export interface Carrier {
 export class Call implements PooledCall {
   readonly options: Dispatcher.DispatchOptions
   readonly handler: Dispatcher.DispatchHandler
+  /** Whether the handler is a {@link BorrowingHandler}. */
+  readonly borrows: boolean
   /** Undefined while it waits for a connection and after its end. */
   connection: Carrier | undefined = undefined
   rawHeaders: string[] | null = null
@@ -35,6 +42,7 @@ export class Call implements PooledCall {
   constructor(options: Dispatcher.DispatchOptions, handler: Dispatcher.DispatchHandler) {
     this.options = options
     this.handler = handler
+    this.borrows = (handler as Partial<BorrowingHandler>).borrows === true
     this.bodyTimeout = options.bodyTimeout ?? 0
   }
 

@@ -3,6 +3,7 @@ import type { Socket } from 'node:net'
 import type { Readable } from 'node:stream'
 import { errors } from 'undici'
 import { isAll, TARGET, TOKEN, VALUE } from '../bytes.ts'
+import { owned, readAsStream, readBy } from '../shared-read.ts'
 import type { Call } from './call.ts'
 import { ResponseReader, type ResponseSink } from './response-reader.ts'
 
@@ -35,7 +36,7 @@ export class Connection implements ResponseSink {
     this.socket = socket
     this.#owner = owner
     this.#reader = new ResponseReader(this, maxHeadSize)
-    socket.on('data', this.#onData)
+    readBy(socket, this.#onData)
     socket.on('end', this.#onEnd)
     socket.on('error', this.#onError)
     socket.on('close', this.#onClose)
@@ -191,7 +192,7 @@ export class Connection implements ResponseSink {
 
   onBody(chunk: Buffer): void {
     const call = this.#call!
-    call.handler.onResponseData?.(call, chunk)
+    call.handler.onResponseData?.(call, call.borrows ? chunk : owned(chunk))
   }
 
   onEnd(rawTrailers: string[], reusable: boolean): void {
@@ -218,13 +219,13 @@ export class Connection implements ResponseSink {
     call.connection = undefined
     call.rawHeaders = rawHeaders
     call.deadline = Number.POSITIVE_INFINITY
-    socket.off('data', this.#onData)
+    readAsStream(socket, this.#onData)
     socket.off('end', this.#onEnd)
     socket.off('error', this.#onError)
     socket.off('close', this.#onClose)
     socket.off('drain', this.#onDrain)
     socket.pause()
-    if (head.length > 0) socket.unshift(head)
+    if (head.length > 0) socket.unshift(owned(head))
     this.#owner.onGone(this)
     if (call.handler.onRequestUpgrade === undefined) socket.destroy()
     else call.handler.onRequestUpgrade(call, 101, {}, socket)

@@ -1,5 +1,6 @@
 import { errors } from 'undici'
 import { isAll, TOKEN, VALUE } from '../bytes.ts'
+import { owned } from '../shared-read.ts'
 
 /** What a {@link ResponseReader} tells. Arrays are flat: name, value, name, value, … as received. */
 export interface ResponseSink {
@@ -91,7 +92,7 @@ export class ResponseReader {
     this.#closed = false
   }
 
-  /** Bytes as they come off the connection. */
+  /** Bytes as they come off the connection; what is borrowed of them goes on as such, and is not kept. */
   feed(chunk: Buffer): void {
     if (this.#held !== undefined) {
       this.#held = Buffer.concat([this.#held, chunk])
@@ -122,7 +123,7 @@ export class ResponseReader {
     let at = 0
     while (at < chunk.length) {
       if (this.#sink.paused) {
-        this.#held = chunk.subarray(at)
+        this.#held = owned(chunk.subarray(at))
         return
       }
       switch (this.#state) {
@@ -164,7 +165,7 @@ export class ResponseReader {
       throw new errors.HeadersOverflowError()
     }
     if (end === -1) {
-      this.#partial = bytes.subarray(start)
+      this.#partial = owned(bytes.subarray(start))
       return chunk.length
     }
     this.#partial = undefined
@@ -277,7 +278,7 @@ export class ResponseReader {
       throw malformed('has a chunk-size line that does not end')
     }
     if (end === -1) {
-      this.#partial = bytes.subarray(start)
+      this.#partial = owned(bytes.subarray(start))
       return chunk.length
     }
     this.#partial = undefined
@@ -310,7 +311,7 @@ export class ResponseReader {
       throw new errors.HeadersOverflowError()
     }
     if (!empty && found === -1) {
-      this.#partial = bytes.subarray(start)
+      this.#partial = owned(bytes.subarray(start))
       return chunk.length
     }
     this.#partial = undefined
