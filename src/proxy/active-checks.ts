@@ -169,6 +169,7 @@ export class UpstreamWatch {
 
   async #check(watched: Watched): Promise<void> {
     try {
+      if (this.#closed) return
       const finding = await probe(this.#probeOf(watched.place))
       if (this.#closed) return
       watched.last = { at: Date.now(), finding }

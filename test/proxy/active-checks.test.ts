@@ -2,10 +2,14 @@ import { once } from 'node:events'
 import http2 from 'node:http2'
 import https from 'node:https'
 import net, { type AddressInfo } from 'node:net'
+import type { TLSSocket } from 'node:tls'
 import t from 'tap'
 import { probe } from '../../src/proxy/probe.ts'
 import { certificateFor } from '../certificates.ts'
 import { startGateway, startUpstream, until } from '../harness.ts'
+
+// Threads start slowly on a busy machine.
+t.setTimeout(120_000)
 
 const { cert, key } = await certificateFor('api.test')
 const common = {
@@ -151,4 +155,175 @@ await t.test('probes take a target out and bring it back, once for the node', as
   t.match(entry.targets[0].addresses[0].last_check, { result: 'status 503' })
   healthy = true
   await until(async () => (await status()) === 200, 'the target to be back')
+})
+
+await t.test('every field of an active check', async t => {
+  const certificateId = '5f0f9d1c-6f6e-4d0f-9b0e-2f1f0c7d9a11'
+  const probed: object[] = []
+  const secure = await listen(
+    https.createServer(
+      { cert, key, requestCert: true, rejectUnauthorized: false },
+      (request, response) => {
+        const { socket, url, headers } = request as typeof request & { socket: TLSSocket }
+        const shown = socket.getPeerX509Certificate()?.subject
+        probed.push({
+          sni: socket.servername,
+          url,
+          host: headers.host,
+          probe: headers['x-probe'],
+          shown
+        })
+        response.end()
+      }
+    )
+  )
+  await using teapot = await startUpstream((_received, response) => {
+    response.writeHead(418).end()
+  })
+  const connecting = await listen(net.createServer(socket => socket.on('error', () => {})))
+  const silentPort = await listen(net.createServer(socket => socket.on('error', () => {})))
+  const upstream = (name: string, ports: readonly number[], active: object, more: object = {}) => ({
+    name,
+    targets: ports.map(port => ({ target: `127.0.0.1:${port}` })),
+    healthchecks: { active },
+    ...more
+  })
+  const often = { interval: 0.05 }
+  const failures = { tcp_failures: 0, timeouts: 0, http_failures: 0 }
+  const https1 = {
+    type: 'https',
+    http_path: '/up',
+    https_sni: 'sni.test',
+    headers: { 'X-Probe': ['one', 'two'] },
+    healthy: often,
+    unhealthy: { ...failures, tcp_failures: 1 }
+  }
+  const shows = { host_header: 'host.test', client_certificate: { id: certificateId } }
+  const upstreams = [
+    upstream('trusting', [secure], { ...https1, https_verify_certificate: false }, shows),
+    upstream('doubting', [secure], https1),
+    upstream('listed', [teapot.port], {
+      healthy: often,
+      unhealthy: { ...failures, http_statuses: [418], http_failures: 1 }
+    }),
+    upstream('unlisted', [teapot.port], {
+      healthy: often,
+      unhealthy: { ...failures, http_failures: 1 }
+    }),
+    upstream('connecting', [connecting], {
+      type: 'tcp',
+      healthy: often,
+      unhealthy: { ...failures, tcp_failures: 1 }
+    }),
+    upstream('refusing', [1], {
+      type: 'tcp',
+      healthy: often,
+      unhealthy: { ...failures, tcp_failures: 1 }
+    }),
+    upstream('silent', [silentPort], {
+      timeout: 0.1,
+      healthy: often,
+      unhealthy: { ...failures, timeouts: 2 }
+    }),
+    upstream('serving', [await healthServer(Buffer.from([0, 0, 0, 0, 2, 8, 1]))], {
+      type: 'grpc',
+      healthy: often,
+      unhealthy: { ...failures, http_failures: 1 }
+    }),
+    upstream('not-serving', [await healthServer(Buffer.from([0, 0, 0, 0, 2, 8, 2]))], {
+      type: 'grpc',
+      healthy: often,
+      unhealthy: { ...failures, http_failures: 1 }
+    }),
+    upstream('coming-back', [connecting], {
+      type: 'tcp',
+      healthy: { successes: 3 },
+      unhealthy: often
+    }),
+    upstream('staying-out', [connecting], {
+      type: 'tcp',
+      healthy: { interval: 60, successes: 1 },
+      unhealthy: failures
+    })
+  ]
+  await using gateway = await startGateway({
+    certificates: [{ id: certificateId, cert, key }],
+    upstreams
+  })
+  const turn = (name: string) =>
+    gateway.status(`/upstreams/health?upstream=${name}&state=unhealthy`, { method: 'POST' })
+  type Shown = { health: string; targets: { addresses: { last_check?: { result: string } }[] }[] }
+  const stateOf = async (name: string): Promise<string> => {
+    const listed = (await gateway.status('/upstreams')).json().upstreams as (Shown & {
+      name: string
+    })[]
+    const found = listed.find(each => each.name === name)!
+    return `${found.health}, ${found.targets[0]!.addresses[0]!.last_check?.result ?? 'no check'}`
+  }
+  t.equal(await stateOf('coming-back'), 'HEALTHY, no check', 'healthy.interval is 0')
+  // No probe of its is under way any more, which would bring it back.
+  await until(async () => (await stateOf('staying-out')) === 'HEALTHY, connected', 'its one probe')
+  await turn('staying-out')
+  await turn('coming-back')
+  for (const [name, expected] of [
+    ['trusting', 'HEALTHY, status 200'],
+    ['doubting', 'UNHEALTHY, tcp: DEPTH_ZERO_SELF_SIGNED_CERT'],
+    ['listed', 'UNHEALTHY, status 418'],
+    ['unlisted', 'HEALTHY, status 418'],
+    ['connecting', 'HEALTHY, connected'],
+    ['refusing', 'UNHEALTHY, tcp: ECONNREFUSED'],
+    ['silent', 'UNHEALTHY, timeout: no answer in 100 ms'],
+    ['serving', 'HEALTHY, serving'],
+    ['not-serving', 'UNHEALTHY, http: not serving'],
+    ['coming-back', 'HEALTHY, connected']
+  ] as const) {
+    let seen = ''
+    await until(async () => {
+      seen = await stateOf(name)
+      return seen === expected
+    }, `${name} to be ${expected}`).catch(error => t.fail(`${error.message}: it is ${seen}`))
+  }
+  t.match(await stateOf('staying-out'), /^UNHEALTHY/, 'unhealthy.interval is 0')
+  t.match(probed[0], {
+    sni: 'sni.test',
+    url: '/up',
+    host: 'host.test',
+    probe: 'one, two',
+    shown: /CN=api\.test/
+  })
+})
+
+await t.test('concurrency bounds the probes of an upstream at a time', async t => {
+  let open = 0
+  let most = 0
+  let probes = 0
+  const slow = async () => {
+    const upstream = await startUpstream(async (_received, response) => {
+      most = Math.max(most, ++open)
+      probes++
+      await new Promise(resolve => setTimeout(resolve, 20))
+      open--
+      response.end()
+    })
+    t.teardown(() => upstream.close())
+    return { target: `127.0.0.1:${upstream.port}` }
+  }
+  const targets = [await slow(), await slow(), await slow(), await slow()]
+  const config = (concurrency: number) => ({
+    upstreams: [
+      {
+        name: 'slow',
+        targets,
+        healthchecks: { active: { concurrency, healthy: { interval: 0.05 } } }
+      }
+    ]
+  })
+  for (const concurrency of [1, 3]) {
+    most = 0
+    probes = 0
+    const gateway = await startGateway(config(concurrency))
+    await until(() => most >= concurrency && probes > 12, `${concurrency} at a time`)
+    t.equal(most, concurrency)
+    await gateway.close()
+  }
 })
