@@ -102,6 +102,15 @@ export const corpus: Readonly<Record<string, string>> = {
   'another upgrade with a body':
     head('Connection: Upgrade\r\nUpgrade: foo\r\nContent-Length: 5\r\n', '/', 'POST') +
     `hello${NEXT}`,
+  'an oversized head': head(`X-A: ${'a'.repeat(40_000)}\r\n`) + NEXT,
+  'too many fields': head('X-A: 1\r\n'.repeat(300)) + NEXT,
+  'an oversized name': head(`${'X'.repeat(40_000)}: 1\r\n`) + NEXT,
+  'an oversized target': head('', `/${'a'.repeat(10_000)}`) + NEXT,
+  'an oversized method': head('', '/', 'A'.repeat(40_000)) + NEXT,
+  'an oversized chunk extension': chunked(`5;${'a'.repeat(40_000)}\r\nhello\r\n0\r\n\r\n`) + NEXT,
+  'a chunk size of many zeros': chunked(`${'0'.repeat(300)}5\r\nhello\r\n0\r\n\r\n`) + NEXT,
+  'oversized trailers': chunked(`0\r\nX-A: ${'a'.repeat(40_000)}\r\n\r\n`) + NEXT,
+  'many trailers': chunked(`0\r\n${'X-A: 1\r\n'.repeat(60)}\r\n`) + NEXT,
   'a method of its own': head('', '/', 'PROPFIND') + NEXT,
   'a method in lower case': head('', '/', 'get') + NEXT,
   'empty lines before': `\r\n\r\n${head('')}`,

@@ -2,6 +2,9 @@ import t from 'tap'
 import { records, startNameServer } from '../dns-server.ts'
 import { startGateway, startUpstream, type TestGateway, until } from '../harness.ts'
 
+// Threads start slowly on a busy machine.
+t.setTimeout(120_000)
+
 interface Extra {
   readonly upstream?: object
   readonly service?: object
@@ -286,6 +289,52 @@ await t.test('connection failures and time-outs count; nothing healthy is 503', 
   t.same([...statuses].sort(), [502, 503, 504])
   t.equal((await gateway.fetch('/')).json().message, 'failure to get a peer from the ring-balancer')
   t.equal((await gateway.status('/upstreams')).json().upstreams[0].health, 'UNHEALTHY')
+})
+
+await t.test('passive checks go by their lists of statuses, or by connections alone', async t => {
+  await using bad = await startLetter('b')
+  await using good = await startLetter('g')
+  const healthOf = async (): Promise<string> =>
+    (await gateway.status('/upstreams')).json().upstreams[0].targets[0].health
+  const unhealthy = { http_failures: 1, tcp_failures: 1, timeouts: 1 }
+  for (const [passive, status, expected] of [
+    [{ unhealthy }, 500, 'UNHEALTHY'],
+    [{ unhealthy }, 404, 'HEALTHY'],
+    [{ unhealthy: { ...unhealthy, http_statuses: [404] } }, 404, 'UNHEALTHY'],
+    [{ unhealthy: { ...unhealthy, http_statuses: [404] } }, 500, 'HEALTHY'],
+    [{ unhealthy: { ...unhealthy, http_failures: 0 } }, 500, 'HEALTHY'],
+    [{ type: 'tcp', unhealthy }, 500, 'HEALTHY']
+  ] as const) {
+    // Another name each time, since the health of an address outlives a reload.
+    const name = `pool-${status}-${JSON.stringify(passive).length}-${expected}`
+    await gateway.reload({
+      ...pool([bad.target, good.target], {
+        upstream: { name, healthchecks: { passive } },
+        service: { host: name }
+      })
+    })
+    bad.state.status = status
+    const before = bad.state.requests
+    await letters(gateway, 4)
+    t.ok(bad.state.requests > before)
+    t.equal(await healthOf(), expected, `${status} by ${JSON.stringify(passive)}`)
+  }
+  // What failed and then succeeds has begun a new row, where the status is one of success.
+  for (const [http_statuses, expected] of [
+    [[200], 'HEALTHY'],
+    [[201], 'UNHEALTHY']
+  ] as const) {
+    const name = `rows-${expected}`
+    const passive = { healthy: { http_statuses }, unhealthy: { http_failures: 3 } }
+    await gateway.reload(
+      pool([bad.target], { upstream: { name, healthchecks: { passive } }, service: { host: name } })
+    )
+    for (const status of [500, 500, 200, 500]) {
+      bad.state.status = status
+      await gateway.fetch('/')
+    }
+    t.equal(await healthOf(), expected, `${http_statuses} is success`)
+  }
 })
 
 await t.test('the threshold: too little healthy weight takes the upstream out', async t => {
