@@ -6,6 +6,7 @@ import { schemasOf, validateEntity } from './config-values.ts'
 import { ConfigError, type Problem } from './errors.ts'
 import {
   type ListenerTls,
+  maskSecrets,
   overlay,
   type SecretLookup,
   type SecretState,
@@ -20,7 +21,7 @@ import { createLogger } from './log.ts'
 import { releaseLoadGarbage } from './memory.ts'
 import { Metrics } from './metrics.ts'
 import { lacks, referenceReport } from './overview.ts'
-import { Pace } from './pace.ts'
+import { inSlices } from './pace.ts'
 import { plugins } from './plugins/index.ts'
 import type { Logger } from './plugins/plugin.ts'
 import { createCounts } from './proxy/counts.ts'
@@ -501,7 +502,7 @@ class ControlThread implements Gateway {
     this.#loaded = loaded
     this.#loads++
     this.#inForce(tls)
-    for (const [text, state] of secrets) redactor.hold(text, valuesOf(state))
+    maskSecrets(secrets)
     redactor.retain(name => !name.startsWith('{') || secrets.has(name))
     for (const warning of loaded.config.warnings) this.#warn(warning)
     const { set, uses } = loaded
@@ -550,27 +551,25 @@ class ControlThread implements Gateway {
   async #publish(changes: ReadonlyMap<string, Outcome>): Promise<void> {
     const { config, uses, set } = this.#loaded!
     this.#change++
-    const pace = new Pace()
     const states = new Map<string, SecretState>()
-    for (const [text, outcome] of changes) {
-      if (pace.tired) await pace.rest()
-      const before = this.#secrets.get(text)
+    await inSlices(changes, ([text, outcome]) => {
       const state = this.#stateOf(text, outcome)
       states.set(text, state)
       // Before anything can complain about it. What is in force stays so if this is refused.
-      redactor.hold(text, [...new Set([...valuesOf(state), ...valuesOf(before)])])
-    }
+      const before = valuesOf(this.#secrets.get(text))
+      redactor.hold(text, [...new Set([...valuesOf(state), ...before])])
+    })
     const next = overlay(this.#secrets, states)
     const lookup = (text: string): { readonly value: string } | undefined => {
       const state = next.get(text)
       return state === undefined || 'failure' in state ? undefined : state
     }
+    const concerns = (text: string): boolean => states.has(text)
     const entities = uses.entities(states.keys())
     const problems: Problem[] = []
-    for (const entity of entities) {
-      problems.push(...validateEntity(config, schemas, entity, lookup, text => states.has(text)))
-      if (pace.tired) await pace.rest()
-    }
+    await inSlices(entities, entity =>
+      problems.push(...validateEntity(config, schemas, entity, lookup, concerns))
+    )
     problems.push(...this.#unfitSettings(states, next))
     if (problems.length > 0) throw new ConfigError(problems)
     const tls = this.#live.concernsTls(states) ? this.#readTls(next) : undefined

@@ -1,6 +1,5 @@
 import type { TSchema } from 'typebox'
 import type { Config, Entities } from './config.ts'
-import { Pace } from './pace.ts'
 import type { WatchedConfig } from './proxy/upstream-control.ts'
 import { redactor } from './redaction.ts'
 import { type Certificate, CertificateSchema } from './schema/entities.ts'
@@ -19,12 +18,8 @@ export type Secrets = ReadonlyMap<string, SecretState>
 export type SecretLookup = Pick<Secrets, 'get'>
 
 /** Has this thread mask these values, the previous ones too, in whatever it writes about itself. */
-export async function maskSecrets(secrets: Secrets): Promise<void> {
-  const pace = new Pace()
-  for (const [text, state] of secrets) {
-    redactor.hold(text, valuesOf(state))
-    if (pace.tired) await pace.rest()
-  }
+export function maskSecrets(secrets: Secrets): void {
+  for (const [text, state] of secrets) redactor.hold(text, valuesOf(state))
 }
 
 /** The values a state holds: the current one, and the previous one while there is one. */

@@ -9,7 +9,7 @@ import {
   type SecretLookup,
   type ServedConfig
 } from './generation.ts'
-import { Pace } from './pace.ts'
+import { inSlices } from './pace.ts'
 import { Chains } from './plugins/chain.ts'
 import { type CompiledDirectory, createDirectory } from './plugins/directory.ts'
 import { Instance, type InstanceEnvironment } from './plugins/instance.ts'
@@ -200,17 +200,15 @@ async function resolveEntities(
   standing: ResolvedEntities | undefined,
   touched: Touched
 ): Promise<ResolvedEntities> {
-  const pace = new Pace()
   const resolved: Record<string, readonly unknown[]> = { ...standing }
   for (const [name, schema] of Object.entries(SCHEMAS)) {
     const kind = name as keyof typeof SCHEMAS
     const places = standing === undefined ? config[kind].keys() : touched.get(kind)
     if (places === undefined) continue
     const entities: unknown[] = [...(standing?.[kind] ?? [])]
-    for (const place of places) {
+    await inSlices(places, place => {
       entities[place] = resolveEntity(schema, config[kind][place]!, secrets)
-      if (pace.tired) await pace.rest()
-    }
+    })
     resolved[kind] = entities
   }
   return resolved as unknown as ResolvedEntities

@@ -7,11 +7,13 @@ import {
   maskSecrets,
   overlay,
   type SecretState,
-  type Secrets
+  type Secrets,
+  valuesOf
 } from './generation.ts'
 import { createLogger, logWarnings } from './log.ts'
 import { type LoopDelay, LoopDelayMonitor } from './loop-delay.ts'
 import { keepTickShape, releaseLoadGarbage } from './memory.ts'
+import { inSlices } from './pace.ts'
 import { plugins } from './plugins/index.ts'
 import { Kept } from './plugins/instance.ts'
 import type { Store } from './plugins/plugin.ts'
@@ -101,7 +103,7 @@ const log = createLogger({
   thread: data.thread
 })
 logWarnings(log)
-await mask(data.generation)
+maskGeneration(data.generation)
 
 const control = serveCalls<WorkerCalls, ControlCalls>(parentPort!, {
   listen,
@@ -195,12 +197,9 @@ const handler = new Handler(
 const webSockets = new WebSockets(handler, settings.maxWebSocketMessage)
 const loopDelay = new LoopDelayMonitor()
 
-async function mask({
-  secrets,
-  tls
-}: Pick<Generation, 'secrets'> & { readonly tls?: ListenerTls }) {
-  await maskSecrets(secrets)
-  if (tls !== undefined) redactor.hold(LISTENER_KEY, [tls.key])
+function maskGeneration({ secrets, tls }: Generation): void {
+  maskSecrets(secrets)
+  redactor.hold(LISTENER_KEY, [tls.key])
 }
 
 async function listen(): Promise<readonly number[]> {
@@ -251,12 +250,13 @@ async function prepare(update: Update): Promise<void> {
   await abort()
   if ('generation' in update) {
     const { generation } = update
-    await mask(generation)
+    maskGeneration(generation)
     const snapshot = await buildSnapshot(generation, environment)
     prepared = { snapshot, secrets: generation.secrets, whole: true }
     return
   }
-  await mask(update)
+  await inSlices(update.secrets, ([text, state]) => redactor.hold(text, valuesOf(state)))
+  if (update.tls !== undefined) redactor.hold(LISTENER_KEY, [update.tls.key])
   const { config, tls } = current
   const generation = {
     config,

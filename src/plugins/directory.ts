@@ -1,5 +1,5 @@
 import { hash, timingSafeEqual } from 'node:crypto'
-import { Pace } from '../pace.ts'
+import { inSlices } from '../pace.ts'
 import type { Acl, BasicAuthCredential, Consumer, KeyAuthCredential } from '../schema/entities.ts'
 import type { Credential, Directory } from './plugin.ts'
 
@@ -59,23 +59,20 @@ export async function createDirectory(
   entities: DirectoryEntities,
   previous?: CompiledDirectory
 ): Promise<CompiledDirectory> {
-  const pace = new Pace()
+  const { transform, keyauth_credentials, basicauth_credentials } = entities
   const keys = new Map<string, KnownKey>()
-  for (const credential of entities.keyauth_credentials) {
+  await inSlices(keyauth_credentials, credential => {
     keys.set(credential.id, knownKey(credential, previous?.keys.get(credential.id)))
-    if (pace.tired) await pace.rest()
-  }
+  })
   const users = new Map<string, KnownUser>()
-  for (const credential of entities.basicauth_credentials) {
+  await inSlices(basicauth_credentials, credential => {
     const before = previous?.users.get(credential.id)
+    const same = before?.credential === credential
     users.set(
       credential.id,
-      before?.credential === credential
-        ? before
-        : { credential, verifier: verifierOf(credential, entities.transform) }
+      same ? before : { credential, verifier: verifierOf(credential, transform) }
     )
-    if (pace.tired) await pace.rest()
-  }
+  })
   return new CompiledDirectory(entities, keys, users, previous)
 }
 
