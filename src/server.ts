@@ -145,6 +145,8 @@ export async function openServer(options: ServerOptions): Promise<Listening> {
   })
   second?.on('sessionError', () => {})
 
+  // The last of these comes first: connections count before anything is read of them.
+  if (second !== undefined) routeHttp2(server, second, options)
   intercept(server, 'connection', (socket, next) => {
     if (!admit(socket)) {
       if (options.ssl || options.proxyProtocol) socket.destroy()
@@ -152,8 +154,6 @@ export async function openServer(options: ServerOptions): Promise<Listening> {
     } else if (options.proxyProtocol) takeProxyHeader(socket, limits.headerTimeout, next)
     else next()
   })
-  if (second !== undefined) routeHttp2(server, second, options)
-
   let open = 0
   function admit(socket: Socket): boolean {
     if (open >= limits.maxConnections) return false
