@@ -216,7 +216,14 @@ export function refusedCache(lastKnownGood: LastKnownGood | undefined): readonly
 }
 
 /** Fields of a default vault that authenticate the gateway, by what their names have in common. */
-const CREDENTIAL = /pass|secret|token|key|credential|jwt|service_account/
+const CREDENTIAL = /pass|secret|token|key|credential|jwt|nonce|service_account/
+/** Fields that say where a credential is or whose; and those that hold PEM or the path of a file of it. */
+const NO_CREDENTIAL = /_(file|path|endpoint|url|uri|role)$|(cert|cert_key|certificate)$/
+
+function isCredential(field: string, value: string): boolean {
+  if (value.includes('-----BEGIN')) return true
+  return CREDENTIAL.test(field) && !NO_CREDENTIAL.test(field)
+}
 
 function maskSettings(settings: Settings, { vaultDefaults }: Collected): void {
   for (const [name, { secret, verbatim }] of Object.entries(settingsTable)) {
@@ -227,7 +234,7 @@ function maskSettings(settings: Settings, { vaultDefaults }: Collected): void {
   }
   for (const [type, fields] of Object.entries(vaultDefaults)) {
     for (const [field, value] of Object.entries(fields)) {
-      if (CREDENTIAL.test(field)) redactor.hold(`vault ${type} ${field}`, [value])
+      if (isCredential(field, value)) redactor.hold(`vault ${type} ${field}`, [value])
     }
   }
 }

@@ -438,6 +438,20 @@ t.test('a start without its secrets lists each of them, and is exit code 1', asy
   t.match(stderr, /3 problems\n$/)
 })
 
+t.test('a start names the file of a credential that it cannot read', async t => {
+  const { code, stderr } = await posternProcess(
+    ['start', file(REFERRING.replace('{vault://env/endpoint}', '{vault://hcv/endpoint/url}'))],
+    {
+      POSTERN_VAULT_FS_PREFIX: directory,
+      POSTERN_VAULT_HCV_TOKEN_FILE: '/nowhere/token-of-the-vault',
+      POSTERN_PROXY_LISTEN: '127.0.0.1:0',
+      POSTERN_STATUS_LISTEN: 'off'
+    }
+  )
+  t.equal(code, 1)
+  t.match(stderr, '/nowhere/token-of-the-vault (token_file) cannot be read: ENOENT')
+})
+
 t.test('an address that is taken is one line, and is exit code 1', async t => {
   const server = net.createServer().listen(0, '127.0.0.1')
   await new Promise(resolve => server.once('listening', resolve))

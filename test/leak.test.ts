@@ -230,6 +230,42 @@ for (const { name, schema } of backendTypes) {
   }
 }
 
+// The same settings as literals of the environment, where they are credentials.
+const CREDENTIALS =
+  /(password|secret|secret_id|token|api_key|access_key|nonce|jwt|^service_account)$/
+for (const { name, schema } of backendTypes) {
+  for (const { path, schema: field } of leavesOf(vaultConfigSchema(schema))) {
+    if ((field as Described).type !== 'string' || !CREDENTIALS.test(path[0]!)) continue
+    const [text] = await canaries()
+    const variable = `POSTERN_VAULT_${name}_${path[0]}`.toUpperCase().replaceAll('-', '_')
+    env[variable] = text!.value
+    planted.set(text!.core, variable)
+  }
+}
+const certificate = await pairOf('ec')
+env.POSTERN_VAULT_AZURE_CLIENT_CERTIFICATE = certificate.cert.value + certificate.key.value
+planted.set(certificate.key.core, 'POSTERN_VAULT_AZURE_CLIENT_CERTIFICATE')
+Object.assign(env, {
+  POSTERN_VAULT_HCV_HOST: '127.0.0.1',
+  POSTERN_VAULT_HCV_PORT: '9',
+  POSTERN_VAULT_AWS_REGION: 'eu-central-1',
+  POSTERN_VAULT_AWS_ENDPOINT_URL: 'http://127.0.0.1:9',
+  POSTERN_VAULT_AWS_ACCESS_KEY_ID: 'AKIDEXAMPLE',
+  POSTERN_VAULT_GCP_PROJECT_ID: 'postern-test',
+  POSTERN_VAULT_GCP_ENDPOINT_URL: 'http://127.0.0.1:9',
+  POSTERN_VAULT_AZURE_VAULT_URI: 'https://127.0.0.1:9',
+  POSTERN_VAULT_AZURE_AUTH_METHOD: 'client_certificate',
+  POSTERN_VAULT_AZURE_TENANT_ID: 'tenant',
+  POSTERN_VAULT_AZURE_CLIENT_ID: 'client',
+  POSTERN_VAULT_CONJUR_ENDPOINT_URL: 'http://127.0.0.1:9',
+  POSTERN_VAULT_CONJUR_ACCOUNT: 'acme',
+  POSTERN_VAULT_CONJUR_LOGIN: 'host/gateway'
+})
+for (const name of ['hcv', 'aws', 'gcp', 'azure', 'conjur']) {
+  const headers = { 'X-Canary': `{vault://${name}/x/y}` }
+  route([{ name: 'http-log', config: { http_endpoint: collector.url, headers } }])
+}
+
 // Entities: what takes references is asserted to be just this.
 const fitting = (index: number) => async (): Promise<Canary> => (await canaries())[index]!
 const plain = async (): Promise<string> => plant(await fitting(0)(), fitting(0))
