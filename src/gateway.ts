@@ -557,7 +557,7 @@ class ControlThread implements Gateway {
       states.set(text, state)
       // Before anything can complain about it. What is in force stays so if this is refused.
       const before = valuesOf(this.#secrets.get(text))
-      redactor.hold(text, [...new Set([...valuesOf(state), ...before])])
+      redactor.hold(text, 'value' in state ? [state.value, ...before] : before)
     })
     const next = overlay(this.#secrets, states)
     const lookup = (text: string): { readonly value: string } | undefined => {

@@ -11,8 +11,49 @@ export type SecretState =
   | { readonly value: string; readonly previous?: string; readonly since: number }
   | { readonly failure: string }
 
-/** Every reference of a configuration, by its text, with its state. Crosses threads as plain data. */
+/** Every reference of a configuration, by its text, with its state. */
 export type Secrets = ReadonlyMap<string, SecretState>
+
+/**
+ * Secrets as they cross threads, one row of each column for a reference: cloning so many small
+ * objects would cost five times as much.
+ */
+export interface SecretColumns {
+  readonly references: readonly string[]
+  /** Undefined where there is none, which `failures` tells of. */
+  readonly values: readonly (string | undefined)[]
+  readonly previous: readonly (string | undefined)[]
+  readonly since: readonly number[]
+  /** Why a reference has no value. */
+  readonly failures: ReadonlyMap<string, string>
+}
+
+/** Secrets as columns. */
+export function toColumns(secrets: Secrets): SecretColumns {
+  const states = [...secrets.values()].map(state => ('failure' in state ? undefined : state))
+  const failures = new Map<string, string>()
+  for (const [text, state] of secrets) if ('failure' in state) failures.set(text, state.failure)
+  return {
+    references: [...secrets.keys()],
+    values: states.map(state => state?.value),
+    previous: states.map(state => state?.previous),
+    since: states.map(state => state?.since ?? 0),
+    failures
+  }
+}
+
+/** The opposite of {@link toColumns}. */
+export function fromColumns(columns: SecretColumns): Map<string, SecretState> {
+  const secrets = new Map<string, SecretState>()
+  for (const [row, text] of columns.references.entries()) {
+    const value = columns.values[row]
+    const previous = columns.previous[row]
+    const since = columns.since[row]!
+    if (value === undefined) secrets.set(text, { failure: columns.failures.get(text)! })
+    else secrets.set(text, previous === undefined ? { value, since } : { value, previous, since })
+  }
+  return secrets
+}
 
 /** Where the states of references are looked up. */
 export type SecretLookup = Pick<Secrets, 'get'>
@@ -60,6 +101,11 @@ export interface Generation {
   readonly config: ServedConfig
   readonly secrets: Secrets
   readonly tls: ListenerTls
+}
+
+/** A generation as it crosses threads. */
+export interface SentGeneration extends Omit<Generation, 'secrets'> {
+  readonly secrets: SecretColumns
 }
 
 /** A reference has no value, so what it belongs to cannot work. */

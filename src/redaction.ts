@@ -37,13 +37,13 @@ export class Redactor {
 
   /** Masks these values from now on. What the name held before stays masked as a retired value. */
   hold(name: string, values: readonly string[]): void {
-    const long = values.filter(value => value.length >= LEAST)
+    const long = values.filter((value, i) => value.length >= LEAST && values.indexOf(value) === i)
     const before = listOf(this.#held.get(name))
     if (before.length === long.length && before.every((value, i) => value === long[i])) return
     if (long.length === 0) this.#held.delete(name)
     else this.#held.set(name, long.length === 1 ? long[0]! : long)
-    for (const value of long) this.#take(value)
-    for (const value of before) this.#release(value)
+    for (const value of long) if (!before.includes(value)) this.#take(value)
+    for (const value of before) if (!long.includes(value)) this.#release(value)
   }
 
   /** Retires what every name holds for which `keep` is false. */

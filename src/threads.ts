@@ -1,11 +1,18 @@
 import { randomBytes } from 'node:crypto'
 import { Worker } from 'node:worker_threads'
 import { type Remote, serveCalls } from './calls.ts'
-import type { Generation, SecretState, Secrets } from './generation.ts'
+import {
+  type Generation,
+  type ListenerTls,
+  type SecretState,
+  type Secrets,
+  toColumns
+} from './generation.ts'
 import type { Logger } from './plugins/plugin.ts'
 import { createCounts, type RequestCounts } from './proxy/counts.ts'
 import type { Answer } from './proxy/dns.ts'
 import type { Settings } from './settings.ts'
+import type { Touched } from './uses.ts'
 import type { ControlCalls, ThreadStats, Update, WorkerCalls, WorkerData } from './worker.ts'
 
 export interface ThreadsOptions {
@@ -32,6 +39,17 @@ interface Thread {
   listening: boolean
   /** What ended it; undefined while it lives, and when it ended without an error. */
   failure: Error | undefined
+}
+
+/** What is brought into force: see {@link Update}, the form in which it is sent. */
+export type Change =
+  | { readonly generation: Generation }
+  | { readonly secrets: Secrets; readonly touched: Touched; readonly tls?: ListenerTls }
+
+function asSent(change: Change): Update {
+  if (!('generation' in change)) return { ...change, secrets: toColumns(change.secrets) }
+  const { generation } = change
+  return { generation: { ...generation, secrets: toColumns(generation.secrets) } }
 }
 
 /** Longest pause before a thread that keeps dying is started again, in milliseconds. */
@@ -124,7 +142,7 @@ export class Threads {
       thread: number,
       settings,
       product,
-      generation: { ...this.#generation, secrets: this.#secrets },
+      generation: { ...this.#generation, secrets: toColumns(this.#secrets) },
       ports: this.#ports,
       reusePort: settings.workers > 1,
       shared,
@@ -188,7 +206,8 @@ export class Threads {
    * Brings an update into force in all threads or in none: every thread prepares it beside what
    * serves, then all commit. Rejects with the first refusal; nothing has changed then.
    */
-  async apply(update: Update): Promise<void> {
+  async apply(change: Change): Promise<void> {
+    const update = asSent(change)
     const threads = [...this.#threads.values()]
     const prepared = await Promise.allSettled(threads.map(({ calls }) => calls.prepare(update)))
     const refusal = prepared.find(
@@ -199,12 +218,12 @@ export class Threads {
       throw refusal.reason
     }
     // A thread born from now on starts with what the others are about to commit.
-    if ('generation' in update) {
-      this.#generation = update.generation
-      this.#secrets = new Map(update.generation.secrets)
+    if ('generation' in change) {
+      this.#generation = change.generation
+      this.#secrets = new Map(change.generation.secrets)
     } else {
-      if (update.tls !== undefined) this.#generation = { ...this.#generation, tls: update.tls }
-      for (const [text, state] of update.secrets) this.#secrets.set(text, state)
+      if (change.tls !== undefined) this.#generation = { ...this.#generation, tls: change.tls }
+      for (const [text, state] of change.secrets) this.#secrets.set(text, state)
     }
     await Promise.allSettled(threads.map(({ calls }) => calls.commit()))
     await this.#catchUp(threads, update)

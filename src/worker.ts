@@ -2,12 +2,14 @@ import { once } from 'node:events'
 import { parentPort } from 'node:worker_threads'
 import { serveCalls } from './calls.ts'
 import {
-  type Generation,
+  fromColumns,
   type ListenerTls,
   maskSecrets,
   overlay,
+  type SecretColumns,
   type SecretState,
   type Secrets,
+  type SentGeneration,
   valuesOf
 } from './generation.ts'
 import { createLogger, logWarnings } from './log.ts'
@@ -33,7 +35,7 @@ export interface WorkerData {
   readonly thread: number
   readonly settings: Settings
   readonly product: string
-  readonly generation: Generation
+  readonly generation: SentGeneration
   /** Ports to use instead of 0, by listener; known once the first thread listens. */
   readonly ports: readonly number[]
   readonly reusePort: boolean
@@ -83,9 +85,9 @@ export interface ControlCalls extends Store {
 
 /** A whole new generation, or new states of references and settings under the same configuration. */
 export type Update =
-  | { readonly generation: Generation }
+  | { readonly generation: SentGeneration }
   | {
-      readonly secrets: Secrets
+      readonly secrets: SecretColumns
       /** The entities that use them. */
       readonly touched: Touched
       readonly tls?: ListenerTls
@@ -103,7 +105,8 @@ const log = createLogger({
   thread: data.thread
 })
 logWarnings(log)
-maskGeneration(data.generation)
+let secrets = fromColumns(data.generation.secrets)
+maskGeneration(secrets, data.generation.tls)
 
 const control = serveCalls<WorkerCalls, ControlCalls>(parentPort!, {
   listen,
@@ -163,14 +166,13 @@ const environment: SnapshotEnvironment = {
 /** States of references that {@link commit} brings into force. */
 interface Prepared {
   readonly snapshot: Snapshot
-  readonly secrets: ReadonlyMap<string, SecretState>
+  readonly secrets: Map<string, SecretState>
   /** Whether there are no others. */
   readonly whole: boolean
 }
 
-let secrets = new Map(data.generation.secrets)
 let current: Snapshot
-const built = buildSnapshot(data.generation, environment).then(snapshot => {
+const built = buildSnapshot({ ...data.generation, secrets }, environment).then(snapshot => {
   current = snapshot
 })
 // What refuses it is told by `listen`.
@@ -197,9 +199,9 @@ const handler = new Handler(
 const webSockets = new WebSockets(handler, settings.maxWebSocketMessage)
 const loopDelay = new LoopDelayMonitor()
 
-function maskGeneration({ secrets, tls }: Generation): void {
-  maskSecrets(secrets)
-  redactor.hold(LISTENER_KEY, [tls.key])
+function maskGeneration(all: Secrets, { key }: ListenerTls): void {
+  maskSecrets(all)
+  redactor.hold(LISTENER_KEY, [key])
 }
 
 async function listen(): Promise<readonly number[]> {
@@ -249,22 +251,20 @@ async function prepare(update: Update): Promise<void> {
   await built
   await abort()
   if ('generation' in update) {
-    const { generation } = update
-    maskGeneration(generation)
-    const snapshot = await buildSnapshot(generation, environment)
-    prepared = { snapshot, secrets: generation.secrets, whole: true }
+    const { config, tls } = update.generation
+    const all = fromColumns(update.generation.secrets)
+    maskGeneration(all, tls)
+    const snapshot = await buildSnapshot({ config, tls, secrets: all }, environment)
+    prepared = { snapshot, secrets: all, whole: true }
     return
   }
-  await inSlices(update.secrets, ([text, state]) => redactor.hold(text, valuesOf(state)))
+  const changed = fromColumns(update.secrets)
+  await inSlices(changed, ([text, state]) => redactor.hold(text, valuesOf(state)))
   if (update.tls !== undefined) redactor.hold(LISTENER_KEY, [update.tls.key])
   const { config, tls } = current
-  const generation = {
-    config,
-    tls: update.tls ?? tls,
-    secrets: overlay(secrets, update.secrets)
-  }
+  const generation = { config, tls: update.tls ?? tls, secrets: overlay(secrets, changed) }
   const snapshot = await buildSnapshot(generation, environment, current, update.touched)
-  prepared = { snapshot, secrets: update.secrets, whole: false }
+  prepared = { snapshot, secrets: changed, whole: false }
 }
 
 function commit(): void {
@@ -274,7 +274,7 @@ function commit(): void {
   current = snapshot
   prepared = undefined
   if (whole) {
-    secrets = new Map(changed)
+    secrets = changed
     redactor.retain(name => name === LISTENER_KEY || secrets.has(name))
   } else for (const [text, state] of changed) secrets.set(text, state)
   if (current.certificates !== old.certificates) {

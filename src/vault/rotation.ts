@@ -54,6 +54,15 @@ interface Group {
   seen: string
 }
 
+/** What a look at a group found. */
+interface Finding {
+  readonly group: Group
+  /** References that stand for something else than what is in force. */
+  readonly changes: ReadonlyMap<string, Outcome>
+  /** What is wrong with its value, when what it replaces is better. */
+  readonly unusable: string | undefined
+}
+
 /** Longest a timer waits, in milliseconds, and the least between two looks that come early. */
 const MAX_DELAY = 2 ** 31 - 1
 const MIN_DELAY = 50
@@ -75,7 +84,6 @@ class Rotating implements Rotation {
   readonly #inForce: Map<string, Outcome>
   readonly #unwatch: (() => void)[] = []
   readonly #changedAtSource = new Set<Resource>()
-  readonly #byReference = new Map<string, Group>()
   #publishing: Promise<number> | undefined
   #timer: NodeJS.Timeout | undefined
   /** When the next regular look is, on the clock. */
@@ -96,9 +104,6 @@ class Rotating implements Rotation {
     }
     // What was read between the load and now is not in force yet, so nothing counts as seen.
     this.#groups = [...groups].map(([resource, references]) => ({ resource, references, seen: '' }))
-    for (const group of this.#groups) {
-      for (const { text } of group.references) this.#byReference.set(text, group)
-    }
     this.#dependencies = options.set.dependencies.filter(resource => !groups.has(resource))
     for (const resource of [...groups.keys(), ...this.#dependencies]) this.#follow(resource)
     this.#tellShortTtls()
@@ -283,43 +288,44 @@ class Rotating implements Rotation {
       group => group.seen !== stampOf(group.resource) || group.resource.current === undefined
     )
     for (const group of looked) group.seen = stampOf(group.resource)
-    const fresh: Group[] = []
-    for (const group of looked) {
+    const changed: Finding[] = []
+    for (const finding of looked.map(group => this.#examine(group))) {
+      const { group, changes, unusable } = finding
       // A value that turned unusable (no JSON any more, a member gone) never replaces a good one.
-      const unusable = this.#unusable(group)
-      if (unusable === undefined) fresh.push(group)
-      else this.#refuse(group, unusable)
-    }
-    const changed = fresh.filter(group => this.#changesOf([group]).size > 0)
-    for (const group of fresh) {
-      if (!changed.includes(group) && group.resource.current !== undefined) group.resource.accept()
+      if (unusable !== undefined) this.#refuse(group, unusable)
+      else if (changes.size > 0) changed.push(finding)
+      else if (group.resource.current !== undefined) group.resource.accept()
     }
     if (changed.length === 0) return 0
     return this.#bringIntoForce([...changed, ...this.#waitingFor(changed)])
   }
 
-  /** What is wrong with a group's value, when what it replaces is better. */
-  #unusable({ resource, references }: Group): string | undefined {
-    if (resource.current === undefined) return undefined
-    for (const reference of references) {
-      if (this.#inForce.get(reference.text)?.state !== 'ok') continue
-      const outcome = this.#options.set.outcome(reference.text)
-      if (outcome.state !== 'ok') return outcome.message
+  #examine(group: Group): Finding {
+    const { resource, references } = group
+    const changes = new Map<string, Outcome>()
+    const mayBeUnusable = resource.current !== undefined
+    let unusable: string | undefined
+    for (const { text } of references) {
+      const before = this.#inForce.get(text)
+      const outcome = this.#options.set.outcome(text)
+      if (sameOutcome(before, outcome)) continue
+      changes.set(text, outcome)
+      if (mayBeUnusable && before?.state === 'ok' && outcome.state !== 'ok')
+        unusable ??= outcome.message
     }
-    return undefined
+    return { group, changes, unusable }
   }
 
   /** Groups refused before that share a user with these: a key is refused until its certificate is there. */
-  #waitingFor(changed: readonly Group[]): readonly Group[] {
-    const waiting = this.#groups.filter(
-      group =>
-        group.resource.rejected !== undefined &&
-        !changed.includes(group) &&
-        this.#unusable(group) === undefined
-    )
+  #waitingFor(changed: readonly Finding[]): readonly Finding[] {
+    const among = new Set(changed.map(({ group }) => group))
+    const waiting = this.#groups
+      .filter(group => group.resource.rejected !== undefined && !among.has(group))
+      .map(group => this.#examine(group))
+      .filter(({ unusable }) => unusable === undefined)
     if (waiting.length === 0) return waiting
-    const users = new Set(changed.flatMap(group => this.#usersOf(group)))
-    return waiting.filter(group => this.#usersOf(group).some(user => users.has(user)))
+    const users = new Set(changed.flatMap(({ group }) => this.#usersOf(group)))
+    return waiting.filter(({ group }) => this.#usersOf(group).some(user => users.has(user)))
   }
 
   #usersOf({ references }: Group): readonly string[] {
@@ -330,21 +336,21 @@ class Rotating implements Rotation {
    * All at once. Where that is refused, those that share a user by themselves, then each by itself:
    * one bad secret holds back no other.
    */
-  async #bringIntoForce(groups: readonly Group[]): Promise<number> {
-    const changes = this.#changesOf(groups)
+  async #bringIntoForce(findings: readonly Finding[]): Promise<number> {
+    const changes = new Map(findings.flatMap(found => [...found.changes]))
     if (changes.size === 0) return 0
     try {
       await this.#options.publish(changes)
-      this.#accept(groups, changes)
+      this.#accept(findings)
       return changes.size
     } catch (error) {
-      if (groups.length === 1) {
-        this.#refuse(groups[0]!, (error as Error).message)
+      if (findings.length === 1) {
+        this.#refuse(findings[0]!.group, (error as Error).message)
         return 0
       }
     }
-    const components = this.#componentsOf(groups)
-    const parts = components.length > 1 ? components : groups.map(group => [group])
+    const components = this.#componentsOf(findings)
+    const parts = components.length > 1 ? components : findings.map(found => [found])
     // Halving keeps the number of attempts near the number of bad ones.
     const middle = Math.ceil(parts.length / 2)
     const first = await this.#bringIntoForce(parts.slice(0, middle).flat())
@@ -352,44 +358,35 @@ class Rotating implements Rotation {
   }
 
   /** Groups that share a user, directly or by way of others. */
-  #componentsOf(groups: readonly Group[]): readonly (readonly Group[])[] {
-    const byUser = new Map<string, Group[]>()
-    for (const group of groups) {
-      const users = this.#usersOf(group)
+  #componentsOf(findings: readonly Finding[]): readonly (readonly Finding[])[] {
+    const byUser = new Map<string, Finding[]>()
+    for (const found of findings) {
+      const users = this.#usersOf(found.group)
       const component = [...new Set(users.flatMap(user => byUser.get(user) ?? []))]
-      component.push(group)
-      const all = new Set([...users, ...component.flatMap(each => this.#usersOf(each))])
+      component.push(found)
+      const all = new Set([...users, ...component.flatMap(({ group }) => this.#usersOf(group))])
       for (const user of all) byUser.set(user, component)
     }
     return [...new Set(byUser.values())]
   }
 
-  #changesOf(groups: readonly Group[]): Map<string, Outcome> {
-    const changes = new Map<string, Outcome>()
-    for (const reference of groups.flatMap(group => group.references)) {
-      const outcome = this.#options.set.outcome(reference.text)
-      if (!sameOutcome(this.#inForce.get(reference.text), outcome))
-        changes.set(reference.text, outcome)
+  #accept(findings: readonly Finding[]): void {
+    for (const { group, changes } of findings) {
+      if (group.resource.current !== undefined) group.resource.accept()
+      const { vault } = group.references[0]!
+      for (const [text, outcome] of changes) this.#tellChange(vault, text, outcome)
     }
-    return changes
   }
 
-  #accept(groups: readonly Group[], changes: ReadonlyMap<string, Outcome>): void {
-    for (const { resource } of groups) if (resource.current !== undefined) resource.accept()
-    for (const [text, outcome] of changes) {
-      const before = this.#inForce.get(text)
-      this.#inForce.set(text, outcome)
-      const { vault } = this.#byReference.get(text)!.references[0]!
-      const from = nameOf(before)
-      const to = nameOf(outcome)
-      this.#options.observe?.({ kind: 'changed', vault, reference: text, from, to })
-      this.#options.log.info(
-        { audit: 'secret-changed', reference: text, vault, from, to },
-        outcome.state === 'ok'
-          ? 'a secret changed and is in force'
-          : 'a secret has no value any more'
-      )
-    }
+  #tellChange(vault: string, reference: string, outcome: Outcome): void {
+    const from = nameOf(this.#inForce.get(reference))
+    const to = nameOf(outcome)
+    this.#inForce.set(reference, outcome)
+    this.#options.observe?.({ kind: 'changed', vault, reference, from, to })
+    this.#options.log.info(
+      { audit: 'secret-changed', reference, vault, from, to },
+      outcome.state === 'ok' ? 'a secret changed and is in force' : 'a secret has no value any more'
+    )
   }
 
   #refuse({ resource, references }: Group, reason: string): void {
