@@ -5,6 +5,8 @@ export const ACCOUNT = 'acme'
 export const LOGIN = 'host/apps/gateway'
 export const API_KEY = 'canary-api-key-1'
 export const JWT = 'canary.jwt.token'
+/** Of authn-jwt. */
+const SERVICES: ReadonlySet<string> = new Set(['gate', 'kubernetes'])
 
 /** A fake of Conjur's REST interface: logins, resources, variables, the batch. */
 export interface FakeConjur extends FaultServer {
@@ -40,7 +42,7 @@ export async function startFakeConjur(options: FaultServerOptions = {}): Promise
     const admitted =
       kind === 'authn'
         ? a === ACCOUNT && b === LOGIN && request.body === API_KEY
-        : a === 'gate' &&
+        : SERVICES.has(a!) &&
           b === ACCOUNT &&
           (c === LOGIN || c === 'authenticate') &&
           new URLSearchParams(request.body).get('jwt') === JWT
