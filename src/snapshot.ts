@@ -144,7 +144,7 @@ export async function buildSnapshot(
     return new Snapshot(generation, {
       resolved,
       chains,
-      router: previous?.router ?? compileRouter(config.routes, servicesById(config)),
+      router: previous?.router ?? (await compileRouter(config.routes, servicesById(config))),
       upstreams: changed('certificates', 'ca_certificates')
         ? new Upstreams(
             {

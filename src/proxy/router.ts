@@ -1,3 +1,4 @@
+import { inSlices } from '../pace.ts'
 import type { Route, Service } from '../schema/entities.ts'
 import { compilePattern } from '../schema/patterns.ts'
 import type { UpstreamPath } from './path.ts'
@@ -317,20 +318,21 @@ const HTTP_PROTOCOLS = new Set(['http', 'https', 'grpc', 'grpcs', 'ws', 'wss'])
 /**
  * Compiles routes into indexes by host and path, so that a look-up costs by the length of the host
  * and path, not by the number of routes. Routes of disabled services are left out, and so are those
- * of protocols below HTTP. Ties are broken by route id.
+ * of protocols below HTTP. Ties are broken by route id. Works in slices, since thousands of routes
+ * take longer than requests may wait.
  */
-export function compileRouter(
+export async function compileRouter(
   routes: readonly Route[],
   services: ReadonlyMap<string, Service>
-): Router {
-  const served = routes.filter(
-    ({ service, protocols }) =>
-      (service === undefined || services.get(service.id)?.enabled !== false) &&
-      protocols.some(protocol => HTTP_PROTOCOLS.has(protocol))
-  )
-  const drafts = served.flatMap(draftsOf).sort((a, b) => {
-    if (a.priority !== b.priority) return a.priority > b.priority ? -1 : 1
-    return a.route.id < b.route.id ? -1 : 1
+): Promise<Router> {
+  const byPriority = new Map<bigint, Draft[]>()
+  await inSlices(routes, route => {
+    const { service, protocols } = route
+    if (service !== undefined && services.get(service.id)?.enabled === false) return
+    if (!protocols.some(protocol => HTTP_PROTOCOLS.has(protocol))) return
+    for (const draft of draftsOf(route)) {
+      indexed(byPriority, draft.priority, (): Draft[] => []).push(draft)
+    }
   })
   const anyHost = newNode()
   const byHost = new Map<string, Node>()
@@ -340,10 +342,11 @@ export function compileRouter(
   const byPrefix = new Map<string, Node>()
 
   const upstreamPaths = new Map<Route, UpstreamPath>()
-  for (const [rank, { route, prefixes, patterns }] of drafts.entries()) {
+  let rank = 0
+  const add = ({ route, prefixes, patterns }: Draft): void => {
     const service = route.service === undefined ? undefined : services.get(route.service.id)
     const entry: Entry = {
-      rank,
+      rank: rank++,
       route,
       service,
       methods: present(route.methods) ? new Set(route.methods) : undefined,
@@ -386,6 +389,10 @@ export function compileRouter(
         insert(node, '', { entry, port, prefix: undefined, pattern: undefined })
       }
     }
+  }
+  for (const [, drafts] of [...byPriority].sort(([a], [b]) => (a > b ? -1 : 1))) {
+    drafts.sort((a, b) => (a.route.id < b.route.id ? -1 : 1))
+    await inSlices(drafts, add)
   }
 
   return {

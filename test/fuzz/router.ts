@@ -118,11 +118,11 @@ const anyRequest = fc.record({
 
 /** The indexes find what looking at every route in order of rank finds. */
 export function fuzzRouter(budget: Budget): Promise<number> {
-  const property = fc.property(
+  const property = fc.asyncProperty(
     fc.array(anyRoute, { maxLength: 12 }),
     fc.array(anyRequest, { minLength: 1, maxLength: 8 }),
-    (routes, requests) => {
-      const router = compileRouter(routes, new Map())
+    async (routes, requests) => {
+      const router = await compileRouter(routes, new Map())
       for (const request of requests) {
         const found = router.match(request)?.route
         if (found !== plainMatch(routes, request)) throw new Error(JSON.stringify(request))

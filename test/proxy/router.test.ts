@@ -31,15 +31,17 @@ const input = (fields: Partial<MatchInput> & { headers?: object } = {}): MatchIn
   ...fields
 })
 
-const matches = (fields: Partial<Route>, request: Parameters<typeof input>[0]): boolean =>
-  compileRouter([route(fields)], new Map()).match(input(request)) !== undefined
+const matches = async (
+  fields: Partial<Route>,
+  request: Parameters<typeof input>[0]
+): Promise<boolean> =>
+  (await compileRouter([route(fields)], new Map())).match(input(request)) !== undefined
 
 /** The name of the route that is matched among these, which stand in the opposite order of their rank. */
-const winner = (routes: Partial<Route>[], request: Parameters<typeof input>[0]) =>
-  compileRouter(
-    routes.map((fields, index) => route({ name: String(index), ...fields })),
-    new Map()
-  ).match(input(request))?.route.name
+const winner = async (routes: Partial<Route>[], request: Parameters<typeof input>[0]) => {
+  const all = routes.map((fields, index) => route({ name: String(index), ...fields }))
+  return (await compileRouter(all, new Map())).match(input(request))?.route.name
+}
 
 await t.test('each attribute, by its own rule', async t => {
   const cases: readonly [Partial<Route>, Parameters<typeof input>[0], boolean][] = [
@@ -102,10 +104,10 @@ await t.test('each attribute, by its own rule', async t => {
   ]
   for (const [fields, request, expected] of cases) {
     const name = `${JSON.stringify(fields)} ${JSON.stringify(request)}`
-    t.equal(matches(fields, request), expected, name)
+    t.equal(await matches(fields, request), expected, name)
   }
   t.notOk(
-    matches({ hosts: ['example.com'], paths: ['/a'], methods: ['PUT'] }, { path: '/a' }),
+    await matches({ hosts: ['example.com'], paths: ['/a'], methods: ['PUT'] }, { path: '/a' }),
     'every attribute must hold'
   )
 })
@@ -137,34 +139,39 @@ await t.test('what beats what', async t => {
     [{ paths: ['/'] }, { paths: ['/f', '/foo/bar/none'] }]
   ] as const) {
     const name = `${JSON.stringify(lower)} < ${JSON.stringify(higher)}`
-    t.equal(winner([lower, higher] as never, at), '1', name)
-    t.equal(winner([higher, lower] as never, at), '0', name)
+    t.equal(await winner([lower, higher] as never, at), '1', name)
+    t.equal(await winner([higher, lower] as never, at), '0', name)
   }
 })
 
 await t.test('what a match tells', async t => {
   const router = (fields: Partial<Route>) => compileRouter([route(fields)], new Map())
-  t.match(router({ hosts: ['example.com'] }).match(input()), {
+  t.match((await router({ hosts: ['example.com'] })).match(input()), {
     prefix: undefined,
     captures: undefined
   })
-  t.equal(router({ paths: ['/a', '/a/b'] }).match(input({ path: '/a/b/c' }))!.prefix, '/a/b')
-  const regex = router({ paths: ['~/v(\\d)/(?<name>[^/]+)(/x)?'] })
+  t.equal(
+    (await router({ paths: ['/a', '/a/b'] })).match(input({ path: '/a/b/c' }))!.prefix,
+    '/a/b'
+  )
+  const regex = await router({ paths: ['~/v(\\d)/(?<name>[^/]+)(/x)?'] })
   const match = regex.match(input({ path: '/v1/%C3%BC%20/y' }))!
   t.equal(match.prefix, '/v1/%C3%BC%20', 'as the request has it')
   t.same({ ...match.captures }, { 1: '1', 2: 'ü ', name: 'ü ' })
   t.equal(match.upstreamPath('/v1/%C3%BC%20/y', match.prefix), '/y')
-  t.equal(router({ paths: ['~/v\\d'] }).match(input({ path: '/v1' }))!.captures, undefined)
+  t.equal((await router({ paths: ['~/v\\d'] })).match(input({ path: '/v1' }))!.captures, undefined)
 })
 
 await t.test('services: disabled ones have no routes, paths are joined with theirs', async t => {
   const service = { id: 's', enabled: true, path: '/base' } as Service
   const routes = [route({ name: 'r', paths: ['/a'], service: { id: 's' } })]
-  const found = compileRouter(routes, new Map([['s', service]])).match(input({ path: '/a/b' }))!
+  const found = (await compileRouter(routes, new Map([['s', service]]))).match(
+    input({ path: '/a/b' })
+  )!
   t.equal(found.service, service)
   t.equal(found.upstreamPath('/a/b', found.prefix), '/base/b')
   const disabled = new Map([['s', { ...service, enabled: false }]])
-  t.equal(compileRouter(routes, disabled).match(input({ path: '/a/b' })), undefined)
+  t.equal((await compileRouter(routes, disabled)).match(input({ path: '/a/b' })), undefined)
 })
 
 await t.test('the literal characters a pattern begins with', async t => {
@@ -197,7 +204,7 @@ await t.test('a look-up among 10,000 routes looks at few of them', async t => {
     else if (i % 5 === 3) routes.push(route({ methods, headers: { 'X-Tenant': [`t${i}`] } }))
     else routes.push(route({ methods, paths: [`/api/${i}/items`] }))
   }
-  const router = compileRouter(routes, new Map())
+  const router = await compileRouter(routes, new Map())
   let looks = 0
   const counting = (fields: Parameters<typeof input>[0]): MatchInput => ({
     ...input(fields),
