@@ -5,7 +5,7 @@ import { join } from 'node:path'
 // One that fails is told and the others still run. With BENCH_WRITE=1 their verdicts go into
 // docs/performance.md.
 
-const PROGRAMS = ['start', 'latency', 'routes', 'transfers', 'connections', 'soak']
+const PROGRAMS = ['start', 'latency', 'routes', 'transfers', 'connections', 'vaults', 'soak']
 
 const chosen = process.argv.slice(2)
 for (const name of chosen.length === 0 ? PROGRAMS : chosen) {

@@ -35,7 +35,16 @@ export function outcome(
 }
 
 /** The programs, in the order in which docs/performance.md shows what they measured. */
-const PROGRAMS = ['run', 'latency', 'routes', 'transfers', 'connections', 'start', 'soak'] as const
+const PROGRAMS = [
+  'run',
+  'latency',
+  'routes',
+  'transfers',
+  'connections',
+  'start',
+  'vaults',
+  'soak'
+] as const
 type Program = (typeof PROGRAMS)[number]
 
 interface Published {

@@ -1,5 +1,5 @@
 import { once } from 'node:events'
-import { renameSync, writeFileSync } from 'node:fs'
+import { cpSync, mkdirSync, readdirSync, realpathSync, symlinkSync } from 'node:fs'
 import http from 'node:http'
 import { join } from 'node:path'
 import {
@@ -14,19 +14,24 @@ import {
   OTHER_CORE,
   PROXY_CORE,
   portOf,
+  replace,
   resident,
+  root,
   start,
   startUpstream,
   stop,
   UPSTREAM_PORT
 } from './lab.ts'
 import { COLLECTOR_PORT, type Peer, postern } from './peers/index.ts'
+import { conclude, outcome } from './targets.ts'
 
-// What references cost: while they rotate, on the request path, at start and in memory. Measures what
-// `npm run build` has built: npm run build && node bench/vaults.ts
+// What references cost: while they rotate, on the request path, at start and in memory, and what SDKs
+// of vaults cost a gateway that uses none of them. Measures what `npm run build` has built.
 
 const ROUNDS = Number(process.env.BENCH_ROUNDS ?? 5)
 const SECONDS = Number(process.env.BENCH_SECONDS ?? 4)
+/** Seconds of load before anything is measured: V8 compiles a rotation after some dozen of them. */
+const WARM_UP = Number(process.env.BENCH_WARM_UP ?? 20)
 const KEY = 'apikey: bench-key-0'
 
 need('wrk', 'nginx', 'taskset')
@@ -55,39 +60,91 @@ function credentials(count: number, key: (index: number) => string): string {
   })
 }
 
-function replaceKeys(version: number): void {
-  const keys = Object.fromEntries(
-    Array.from({ length: 1000 }, (_, i) => [`k${i}`, `key-${i}-${version}`])
-  )
-  writeFileSync(join(directory, '.keys.json'), JSON.stringify(keys))
-  renameSync(join(directory, '.keys.json'), join(directory, 'keys.json'))
+let version = 0
+/** New values for all references of the folder. */
+function rotate(): void {
+  version++
+  const keys = Array.from({ length: 1000 }, (_, i) => [`k${i}`, `key-${i}-${version}`])
+  replace(join(directory, 'keys.json'), JSON.stringify(Object.fromEntries(keys)))
 }
 
-/** The same load on each peer in turn, rounds alternating. */
-async function compare(
-  contenders: readonly Peer[],
-  connections: number
-): Promise<readonly { readonly rate: number; readonly p99: number; readonly cpu: number }[]> {
-  const rounds = contenders.map((): (Measured & { readonly cpu: number })[] => [])
+/** What to do every second while this peer is measured. */
+type Contender = Peer & { readonly everySecond?: () => void }
+
+/** The second contender's figures over those of the first: medians of rounds that alternate. */
+async function compare(contenders: readonly [Contender, Contender], connections: number) {
+  const children = contenders.map(({ command, env }) => start(PROXY_CORE, command, env))
+  const under = async (index: 0 | 1, seconds: number) => {
+    const { port, everySecond } = contenders[index]
+    const timer = everySecond && setInterval(everySecond, 1000)
+    const before = cpuSeconds(children[index]!)
+    const url = `http://127.0.0.1:${port}/`
+    const measured: Measured = await load({ url, connections, seconds, headers: [KEY] })
+    clearInterval(timer)
+    if (measured.failed > 0) throw new Error(`${measured.failed} requests failed`)
+    const cpu = (cpuSeconds(children[index]!) - before) / measured.requests
+    return { rate: measured.requestsPerSecond, p99: measured.p99, cpu }
+  }
+  for (const [index, { port }] of contenders.entries()) {
+    await answering(`http://127.0.0.1:${port}/`)
+    await under(index as 0 | 1, WARM_UP)
+  }
+  const ratios = { rate: [] as number[], p99: [] as number[], cpu: [] as number[] }
   for (let round = 0; round < ROUNDS; round++) {
-    for (const [index, peer] of contenders.entries()) {
-      const child = start(PROXY_CORE, peer.command, peer.env)
-      const url = `http://127.0.0.1:${peer.port}/`
-      await answering(url)
-      await load({ url, connections, seconds: 1, headers: [KEY] })
-      const before = cpuSeconds(child)
-      const measured = await load({ url, connections, seconds: SECONDS, headers: [KEY] })
-      if (measured.failed > 0) throw new Error(`${measured.failed} requests failed`)
-      const cpu = ((cpuSeconds(child) - before) / measured.requests) * 1e6
-      rounds[index]!.push({ ...measured, cpu })
+    const base = await under(0, SECONDS)
+    const other = await under(1, SECONDS)
+    for (const figure of ['rate', 'p99', 'cpu'] as const)
+      ratios[figure].push(other[figure] / base[figure])
+  }
+  await Promise.all(children.map(stop))
+  return { rate: median(ratios.rate), p99: median(ratios.p99), cpu: median(ratios.cpu) }
+}
+
+/** SDKs that are loaded when a vault of their kind is configured. */
+const SDKS = /^(node-vault|@aws-sdk|@azure|@google-cloud|google-auth-library)$/
+
+/** A copy of the bundle that finds these of the packages only; gives its command line tool. */
+function installation(name: string, keep: (name: string) => boolean): string {
+  const folder = join(directory, name)
+  const packages = realpathSync(join(root, 'node_modules'))
+  mkdirSync(join(folder, 'node_modules'), { recursive: true })
+  cpSync(join(root, 'dist'), join(folder, 'dist'), { recursive: true })
+  cpSync(join(root, 'package.json'), join(folder, 'package.json'))
+  for (const each of readdirSync(packages).filter(keep))
+    symlinkSync(join(packages, each), join(folder, 'node_modules', each))
+  return join(folder, 'dist/cli.js')
+}
+
+/** Start and memory of a gateway with secrets from the environment, with SDKs over without them. */
+async function compareInstallations() {
+  const peer = postern(
+    'environment',
+    portOf(307),
+    credentials(1, () => '{vault://env/bench-key}'),
+    { BENCH_KEY: 'another-bench-key' }
+  )
+  const own = join(root, 'dist/cli.js')
+  const tools = [
+    installation('without', name => !SDKS.test(name)),
+    installation('with', () => true)
+  ]
+  const ratios = { start: [] as number[], memory: [] as number[] }
+  for (let round = 0; round < ROUNDS; round++) {
+    const figures: { start: number; memory: number }[] = []
+    for (const tool of tools) {
+      const command = peer.command.map(word => (word === own ? tool : word))
+      const began = performance.now()
+      const child = start('0,1', command, peer.env)
+      const ready = await answering(`http://127.0.0.1:${peer.port}/`, began)
+      await new Promise(resolve => setTimeout(resolve, 5000))
+      figures.push({ start: ready, memory: resident(child) })
       await stop(child)
     }
+    const [without, all] = figures
+    ratios.start.push(all!.start / without!.start)
+    ratios.memory.push(all!.memory / without!.memory)
   }
-  return rounds.map(each => ({
-    rate: median(each.map(({ requestsPerSecond }) => requestsPerSecond)),
-    p99: median(each.map(({ p99 }) => p99)),
-    cpu: median(each.map(({ cpu }) => cpu))
-  }))
+  return { start: median(ratios.start), memory: median(ratios.memory) }
 }
 
 /** A KV v2 engine that answers each read after 20 ms: 100 secrets of 100 members. */
@@ -134,24 +191,16 @@ try {
     String(COLLECTOR_PORT)
   ])
 
-  replaceKeys(0)
-  const still = postern(
-    'still',
-    portOf(301),
-    credentials(1000, i => `literal-${i}`)
-  )
-  const rotating = postern(
-    'rotating',
-    portOf(302),
-    credentials(1000, i => `{vault://fs/keys.json/k${i}}`),
-    { POSTERN_VAULT_FS_PREFIX: directory }
-  )
-  let version = 0
-  const rotation = setInterval(() => replaceKeys(++version), 1000)
-  const [none, all] = await compare([still, rotating], 32)
-  clearInterval(rotation)
-  console.log(
-    `1,000 references rotating every second: ${(all!.rate / none!.rate).toFixed(2)} × the throughput and ${(all!.p99 / none!.p99).toFixed(2)} × the p99 of 1,000 literals`
+  rotate()
+  const vaultOfFiles = { POSTERN_VAULT_FS_PREFIX: directory }
+  const literals = credentials(1000, i => `literal-${i}`)
+  const references = credentials(1000, i => `{vault://fs/keys.json/k${i}}`)
+  const rotating = await compare(
+    [
+      postern('still', portOf(301), literals),
+      { ...postern('rotating', portOf(302), references, vaultOfFiles), everySecond: rotate }
+    ],
+    32
   )
 
   const headers = (value: (index: number) => string): string =>
@@ -166,19 +215,15 @@ plugins:
   - name: http-log
     config: { http_endpoint: "http://127.0.0.1:${COLLECTOR_PORT}/", headers: { ${headers(value)} }, queue: { max_batch_size: 1000 } }
 `,
-      { POSTERN_VAULT_FS_PREFIX: directory }
+      vaultOfFiles
     )
-  const [literal, referring] = await compare(
+  const referring = await compare(
     [
       logged('literals', portOf(303), i => `value-${i}`),
       logged('references', portOf(304), i => `{vault://fs/keys.json/k${i}}`)
     ],
     32
   )
-  console.log(
-    `100 references in the plugin chain: ${(referring!.rate / literal!.rate).toFixed(2)} × the throughput, ${(referring!.cpu / literal!.cpu).toFixed(2)} × the CPU time per request of 100 literals`
-  )
-
   const vault = await startSlowVault()
   const vaultEnv = {
     POSTERN_VAULT_HCV_HOST: '127.0.0.1',
@@ -224,10 +269,42 @@ plugins:
     }
   }
   vault.close()
-  console.log(
-    `10,000 references in 100 resources, 20 ms each: serving ${Math.round(median(times))} ms after the first byte asked for, ${median(reads)} reads; ` +
-      `${(median(memory.all) - median(memory.none)).toFixed(0)} MiB above 10,000 literals`
-  )
+  const environment = await compareInstallations()
+  const ratio = (what: string, measured: number, bound: object) =>
+    outcome(what, { measured, ...bound, unit: ' ×' })
+  conclude('vaults', [
+    ratio(
+      'requests/s while 1,000 references rotate every second, over 1,000 literals',
+      rotating.rate,
+      {
+        atLeast: 0.97
+      }
+    ),
+    ratio('p99 of the same', rotating.p99, { atMost: 1.3 }),
+    ratio('requests/s with 100 references in the plugin chain, over literals', referring.rate, {
+      atLeast: 0.97
+    }),
+    outcome(
+      '10,000 references in 100 resources that take 20 ms: serving after the first read began',
+      {
+        measured: median(times),
+        atMost: 2000,
+        unit: ' ms',
+        digits: 0
+      }
+    ),
+    outcome('reads for them', { measured: median(reads), atMost: 100, digits: 0 }),
+    outcome('resident memory for them, above 10,000 literals', {
+      measured: median(memory.all) - median(memory.none),
+      atMost: 40,
+      unit: ' MiB',
+      digits: 0
+    }),
+    ratio('start with env alone, SDKs of vaults installed over not', environment.start, {
+      atMost: 1.05
+    }),
+    ratio('resident memory of the same', environment.memory, { atMost: 1.02 })
+  ])
 } finally {
   await closeLab()
 }
