@@ -5,7 +5,7 @@ import { connect, getCACertificates, setDefaultCACertificates } from 'node:tls'
 import t, { type Test } from 'tap'
 import { parse } from 'yaml'
 import { certificateFor, rsaCertificateFor } from '../certificates.ts'
-import { startGateway, startUpstream, type TestGateway } from '../harness.ts'
+import { startGateway, startUpstream, type TestGateway, until } from '../harness.ts'
 import { OWNER, startFakeAws } from './aws-server.ts'
 import {
   CLIENT,
@@ -18,10 +18,11 @@ import {
 import { API_KEY, JWT, startFakeConjur } from './conjur-server.ts'
 import { startFaultProxy } from './fault-proxy.ts'
 import { PROJECT, SERVICE_ACCOUNT, startFakeGcp } from './gcp-server.ts'
+import { ROOT_TOKEN, startFakeVault } from './hcv-server.ts'
 import { startInterceptingProxy } from './intercepting-proxy.ts'
 
 // Each example of a vault serves as it stands, but for where its vault and its files are. Those of
-// HashiCorp Vault are tested with their auth methods.
+// HashiCorp Vault that are for an auth method or an engine are tested with it.
 const examples = join(import.meta.dirname, '../../config/examples')
 const tested = new Set<string>()
 
@@ -197,9 +198,33 @@ await t.test('conjur', async t => {
   await admits(t, await serve(t, 'conjur-jwt', { config }), byKey)
 })
 
+await t.test('hcv', async t => {
+  const tls = await certificateFor('127.0.0.1')
+  await using vault = await startFakeVault({ tls })
+  await using collector = await startUpstream()
+  const inWeb = { 'x-vault-namespace': 'web' }
+  await vault.call('POST', 'sys/namespaces/web')
+  const kv = { type: 'kv', options: { version: '2' } }
+  await vault.call('POST', 'sys/mounts/secret', kv, inWeb)
+  const data = { url: collector.url, token: 'the-token-of-the-collector' }
+  await vault.call('POST', 'secret/data/logs/collector', { data }, inWeb)
+  const files = folder(t, { 'ca.pem': tls.cert, token: `${ROOT_TOKEN}\n` })
+  const gateway = await serve(t, 'hcv', {
+    config: {
+      host: '127.0.0.1',
+      port: vault.port,
+      ssl_ca: join(files, 'ca.pem'),
+      token_file: join(files, 'token')
+    }
+  })
+  t.equal((await gateway.fetch('/orders')).status, 200)
+  const record = await until(() => collector.requests[0], 'a record')
+  t.equal(record.headers.authorization, `Bearer ${data.token}`)
+})
+
 await t.test('no example is left out', async t => {
   const all = globSync('vault-*.yaml', { cwd: examples })
     .map(file => file.slice('vault-'.length, -'.yaml'.length))
-    .filter(name => name !== 'hcv' && !name.startsWith('hcv-'))
+    .filter(name => !name.startsWith('hcv-'))
   t.same([...tested].toSorted(), all.toSorted())
 })
