@@ -47,7 +47,7 @@ import { type Touched, touchedBy } from './uses.ts'
 import type { LastKnownGood } from './vault/last-known-good.ts'
 import type { Reference } from './vault/reference.ts'
 import { createRotation, type Rotation } from './vault/rotation.ts'
-import type { Outcome, Vaults } from './vault/vaults.ts'
+import type { Outcome, ReferenceStatus, Vaults } from './vault/vaults.ts'
 import { product, version } from './version.ts'
 import { watchFile } from './watch.ts'
 import { Refresher } from './webhooks/refresher.ts'
@@ -723,7 +723,9 @@ class ControlThread implements Gateway {
       unready: () => this.#unready(),
       vaults: () => ({
         references:
-          this.#loaded === undefined ? [] : referenceReport(this.#loaded, this.#secrets, this.#live)
+          this.#loaded === undefined
+            ? []
+            : referenceReport(this.#loaded, this.#statuses(), this.#secrets, this.#live)
       }),
       upstreams: () => ({ upstreams: this.#upstreams.status() }),
       setHealth: (upstream: string, target: string | undefined, healthy: boolean) =>
@@ -751,6 +753,13 @@ class ControlThread implements Gateway {
     }
   }
 
+  #statuses(): readonly ReferenceStatus[] {
+    const rotation = this.#rotation
+    return (
+      this.#loaded?.set.status(resource => rotation?.nextRead(resource) ?? resource.dueAt) ?? []
+    )
+  }
+
   async #renderMetrics(): Promise<string> {
     const { config, set } = this.#loaded ?? {}
     const { inFlight, webSockets, event_loop_delay } = await this.#traffic()
@@ -764,7 +773,7 @@ class ControlThread implements Gateway {
       requests: this.#threads?.counts ?? createCounts(),
       entities: config === undefined ? {} : countEntities(config),
       lastReload: this.#lastReload,
-      references: set?.status() ?? [],
+      references: this.#statuses(),
       health: set?.health() ?? [],
       certificates: config === undefined ? [] : this.#expiries(config)
     })

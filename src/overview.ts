@@ -2,6 +2,7 @@ import { fingerprinter } from './fingerprint.ts'
 import type { Secrets } from './generation.ts'
 import type { LiveSettings } from './live-settings.ts'
 import type { Loaded } from './resolve.ts'
+import type { ReferenceStatus } from './vault/vaults.ts'
 
 /** What a running configuration lacks, one line each; empty when it has everything. */
 export function lacks({ config }: Loaded, secrets: Secrets): readonly string[] {
@@ -26,6 +27,7 @@ export function lacks({ config }: Loaded, secrets: Secrets): readonly string[] {
 /** Every reference with its state, its places and, under a key, its fingerprint; never a value. */
 export function referenceReport(
   { config, set }: Loaded,
+  statuses: readonly ReferenceStatus[],
   secrets: Secrets,
   live: LiveSettings
 ): readonly object[] {
@@ -36,7 +38,7 @@ export function referenceReport(
   )
   const key = fingerprintKey(live, secrets)
   const fingerprint = key === undefined ? undefined : fingerprinter(key)
-  return set.status().map(status => {
+  return statuses.map(status => {
     const value = fingerprint && valueInForce(status.reference, secrets, set)
     return {
       ...status,

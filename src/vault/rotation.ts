@@ -43,6 +43,8 @@ export interface Rotation {
    * A vault that asked for a pause is not asked. Never part of a task of `run`, which it waits for.
    */
   refresh(only?: string | readonly Reference[]): Promise<number>
+  /** When a resource is read next, on the clock of the vaults: what is due by its ttl waits for a look. */
+  nextRead(resource: Resource): number
   close(): void
 }
 
@@ -186,6 +188,14 @@ class Rotating implements Rotation {
     if (this.#changedAtSource.has(resource)) return true
     const early = resource.urgent ? 0 : this.#options.interval * 1000 * EARLY
     return !resource.reading && resource.dueAt <= this.#now() + early
+  }
+
+  nextRead(resource: Resource): number {
+    const { dueAt, urgent } = resource
+    if (urgent || !Number.isFinite(dueAt)) return dueAt
+    const period = this.#options.interval * 1000
+    const looks = Math.ceil((dueAt - period * EARLY - this.#nextLook) / period)
+    return this.#nextLook + Math.max(0, looks) * period
   }
 
   /** Reads settings of vaults that come from other vaults, and then what those vaults hold. */

@@ -103,8 +103,8 @@ export interface VaultSet {
   readonly dependencies: readonly Resource[]
   /** These are in force: what they hold may be kept as last known good. */
   confirm(references: Iterable<string>): void
-  /** Every reference that was loaded. */
-  status(): readonly ReferenceStatus[]
+  /** Every reference that was loaded; `nextRead` gives when a resource is read, by default when it is due. */
+  status(nextRead?: (resource: Resource) => number): readonly ReferenceStatus[]
   health(): readonly VaultHealth[]
   close(): void
 }
@@ -528,11 +528,11 @@ class DefinedVaults implements VaultSet {
     }
   }
 
-  status(): readonly ReferenceStatus[] {
+  status(nextRead = (resource: Resource): number => resource.dueAt): readonly ReferenceStatus[] {
     const now = this.#shared.now()
     const known = [...this.#tracked.values()]
       .filter(({ reference }) => !this.#broken.has(reference.text))
-      .map(tracked => statusOf(tracked, now))
+      .map(tracked => statusOf(tracked, now, nextRead(tracked.held.resource)))
     const broken = [...this.#broken].map(
       ([text, { state, message }]): ReferenceStatus => ({
         reference: text,
@@ -561,11 +561,10 @@ class DefinedVaults implements VaultSet {
   }
 }
 
-function statusOf(tracked: Tracked, now: number): ReferenceStatus {
+function statusOf(tracked: Tracked, now: number, next: number): ReferenceStatus {
   const { reference, held } = tracked
   const { resource } = held
   const outcome = outcomeOfTracked(tracked)
-  const due = resource.dueAt
   const standing =
     resource.rejected !== undefined
       ? 'invalid'
@@ -579,7 +578,7 @@ function statusOf(tracked: Tracked, now: number): ReferenceStatus {
     state: outcome.state === 'ok' ? standing : outcome.state,
     version: outcome.state === 'ok' ? outcome.version : undefined,
     age: resource.age === undefined ? undefined : Math.round(resource.age),
-    next_refresh: Number.isFinite(due) ? Math.max(0, Math.round((due - now) / 1000)) : undefined,
+    next_refresh: Number.isFinite(next) ? Math.max(0, Math.round((next - now) / 1000)) : undefined,
     last_error: resource.rejected ?? resource.failure?.message,
     failures: resource.failures,
     ...(resource.restored ? { source: 'last-known-good' as const } : {})

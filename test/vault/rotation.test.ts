@@ -59,6 +59,23 @@ async function rotate(
 const values = (published: readonly Map<string, string>[]): string[][] =>
   published.map(changes => [...changes.values()])
 
+await t.test('the next read is the look that finds it due, or the time of a retry', async t => {
+  const script = scriptedBackend()
+  script.answers.set('soon', { value: '1' })
+  script.answers.set('late', { value: '2' })
+  script.answers.set('ever', { value: '3' })
+  script.answers.set('gone', new VaultUnreachable('gone', 'it is away'))
+  const { rotation, set } = await rotate(
+    t,
+    ['scripted/soon?ttl=5', 'scripted/late?ttl=110', 'scripted/ever', 'scripted/gone'],
+    [script],
+    // Looks come after 60 s and each 60 s from then on.
+    { interval: 60, random: () => 1, now: () => 0 }
+  )
+  const next = set.status(resource => rotation.nextRead(resource)).map(each => each.next_refresh)
+  t.match(next, [60, 120, undefined, /^[0-5]$/])
+})
+
 await t.test('only what is due is read, and only what changed published, all at once', async t => {
   const script = scriptedBackend()
   script.answers.set('pair', { value: { user: 'u1', word: 'w1' }, version: '1' })
