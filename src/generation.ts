@@ -103,11 +103,6 @@ export interface Generation {
   readonly tls: ListenerTls
 }
 
-/** A generation as it crosses threads. */
-export interface SentGeneration extends Omit<Generation, 'secrets'> {
-  readonly secrets: SecretColumns
-}
-
 /** A reference has no value, so what it belongs to cannot work. */
 export class MissingSecret extends Error {}
 

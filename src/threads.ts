@@ -8,6 +8,7 @@ import {
   type Secrets,
   toColumns
 } from './generation.ts'
+import { pack } from './packing.ts'
 import type { Logger } from './plugins/plugin.ts'
 import { createCounts, type RequestCounts } from './proxy/counts.ts'
 import type { Answer } from './proxy/dns.ts'
@@ -49,7 +50,8 @@ export type Change =
 function asSent(change: Change): Update {
   if (!('generation' in change)) return { ...change, secrets: toColumns(change.secrets) }
   const { generation } = change
-  return { generation: { ...generation, secrets: toColumns(generation.secrets) } }
+  const { config, secrets, tls } = generation
+  return { generation: { config: pack(config), secrets: toColumns(secrets), tls } }
 }
 
 /** Longest pause before a thread that keeps dying is started again, in milliseconds. */
@@ -142,7 +144,11 @@ export class Threads {
       thread: number,
       settings,
       product,
-      generation: { ...this.#generation, secrets: toColumns(this.#secrets) },
+      generation: {
+        config: pack(this.#generation.config),
+        secrets: toColumns(this.#secrets),
+        tls: this.#generation.tls
+      },
       ports: this.#ports,
       reusePort: settings.workers > 1,
       shared,

@@ -9,13 +9,13 @@ import {
   type SecretColumns,
   type SecretState,
   type Secrets,
-  type SentGeneration,
   valuesOf
 } from './generation.ts'
 import { createLogger, logWarnings } from './log.ts'
 import { type LoopDelay, LoopDelayMonitor } from './loop-delay.ts'
 import { keepTickShape, releaseLoadGarbage } from './memory.ts'
 import { inSlices } from './pace.ts'
+import { type SentGeneration, unpack } from './packing.ts'
 import { plugins } from './plugins/index.ts'
 import { Kept } from './plugins/instance.ts'
 import type { Store } from './plugins/plugin.ts'
@@ -172,8 +172,9 @@ interface Prepared {
 }
 
 let current: Snapshot
-const built = buildSnapshot({ ...data.generation, secrets }, environment).then(snapshot => {
-  current = snapshot
+const built = unpack(data.generation.config).then(async config => {
+  const { tls } = data.generation
+  current = await buildSnapshot({ config, secrets, tls }, environment)
 })
 // What refuses it is told by `listen`.
 built.catch(() => {})
@@ -251,7 +252,8 @@ async function prepare(update: Update): Promise<void> {
   await built
   await abort()
   if ('generation' in update) {
-    const { config, tls } = update.generation
+    const { tls } = update.generation
+    const config = await unpack(update.generation.config)
     const all = fromColumns(update.generation.secrets)
     maskGeneration(all, tls)
     const snapshot = await buildSnapshot({ config, tls, secrets: all }, environment)

@@ -10,7 +10,7 @@ const RANKS: readonly RegExp[] = [
   /^plugins\//,
   /^listener\//,
   /^proxy\//,
-  /^(settings|setting-values|config|config-values|uses|graces|certificate-expiry|live-settings|overview|snapshot|generation|resolve|log|loop-delay|memory|redaction|metrics|watch|report|diff|fingerprint|calls|store)$/,
+  /^(settings|setting-values|config|config-values|uses|graces|certificate-expiry|live-settings|overview|snapshot|generation|packing|resolve|log|loop-delay|memory|redaction|metrics|watch|report|diff|fingerprint|calls|store)$/,
   /^(server|status|worker|threads|webhooks\/.*)$/,
   /^(gateway|index|cli|commands\/.*)$/
 ]
