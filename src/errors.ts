@@ -111,6 +111,9 @@ export const SecretUnavailable = createError<[string]>(
   '%s has no value now',
   503
 )
+/** What clients are told where this is why they get no answer. */
+export const SECRET_UNAVAILABLE_TEXT =
+  'A secret this service needs is not available (POSTERN_SECRET_UNAVAILABLE)'
 export const CertificateUnavailable = createError<[string]>(
   'POSTERN_CERTIFICATE_UNAVAILABLE',
   'The certificate for %s has no value now'

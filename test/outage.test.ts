@@ -208,7 +208,11 @@ await t.test('a degraded start fails closed where a secret lacks, and heals', as
   const status = async (path: string, headers = {}) =>
     (await gateway.fetch(path, { headers })).status
   t.equal(await status('/open'), 200, 'what needs no secret is served')
-  for (const path of ['/logged', '/client', '/trusting']) t.equal(await status(path), 503, path)
+  for (const path of ['/logged', '/client', '/trusting']) {
+    const lacking = await gateway.fetch(path)
+    t.equal(lacking.status, 503, path)
+    t.match(lacking.body, 'POSTERN_SECRET_UNAVAILABLE', path)
+  }
   t.equal(await status('/keyed'), 401)
   for (const apikey of ['', 'undefined', '[secret]', '{vault://http/key}'])
     t.equal(await status('/keyed', { apikey }), 401, `"${apikey}" is no key`)

@@ -1,4 +1,5 @@
 import type { TSchema } from 'typebox'
+import { SECRET_UNAVAILABLE_TEXT } from '../errors.ts'
 import type { PluginEntity } from '../schema/entities.ts'
 import type { Context, Hooks, InstanceScope, Logger, Plugin, Store } from './plugin.ts'
 
@@ -136,7 +137,7 @@ export class Instance {
           { request_id: exchange.id, plugin: plugin.name, code: 'POSTERN_SECRET_UNAVAILABLE' },
           `answered 503: ${plugin.name} lacks a secret (${reason})`
         )
-        exchange.error(503, 'A secret this service needs is not available')
+        exchange.error(503, SECRET_UNAVAILABLE_TEXT)
       }
     }
     return new Instance(plugin, entity, scope, undefined, hooks, [], environment)

@@ -1,3 +1,5 @@
+import { SECRET_UNAVAILABLE_TEXT } from '../errors.ts'
+
 /** The body of an error answer with its type. */
 export interface ErrorBody {
   readonly contentType: string
@@ -162,14 +164,19 @@ const STATUSES: Readonly<Record<string, number>> = {
   POSTERN_BODY_ABORTED: 400
 }
 
+/** What the client is told of failures that are not the upstream's. */
+const TEXTS: Readonly<Record<string, string>> = {
+  POSTERN_DNS_FAILED: 'name resolution failed',
+  POSTERN_SECRET_UNAVAILABLE: SECRET_UNAVAILABLE_TEXT
+}
+
 /** What the client is told when the upstream gave no answer. */
 export function upstreamFailure(error: Error & { readonly code?: string }): {
   readonly status: number
   readonly message: string
 } {
   const status = STATUSES[error.code ?? ''] ?? 502
-  const unresolved = error.code === 'POSTERN_DNS_FAILED'
-  return { status, message: unresolved ? 'name resolution failed' : defaultMessage(status) }
+  return { status, message: TEXTS[error.code ?? ''] ?? defaultMessage(status) }
 }
 
 /** Failures that say nothing of the upstream: the request's, the client's, or our own limits'. */

@@ -136,7 +136,7 @@ export function typed(
   const [violation] = validatePlain(schema, config)
   if (violation !== undefined) {
     const { segments, message, fix } = violation
-    throw new VaultMisconfigured(`${segments.join('.') || 'they'}: ${message}`, `${fix}.`)
+    throw new VaultMisconfigured(`${segments.join('.') || 'they'}: ${message}`, fix)
   }
   return config
 }
@@ -165,7 +165,7 @@ export function policyOf(settings: Readonly<Record<string, unknown>>, timeout: n
     const value = settings[name]
     if (value === undefined || value === '') return undefined
     const number = Number(value)
-    if (!(number >= 0)) throw new VaultMisconfigured(`${name} is no time`, 'Give it in seconds.')
+    if (!(number >= 0)) throw new VaultMisconfigured(`${name} is no time`, 'Give it in seconds')
     return number
   }
   const ttl = seconds('ttl') ?? 0

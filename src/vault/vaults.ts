@@ -396,7 +396,7 @@ function valueFor(part: Reference, needed: readonly Tracked[], setting: string):
   const reason = `its setting ${setting} needs ${part.text}: ${outcome.message}`
   // That the credential is missing must not look as if the secret itself were.
   if (outcome.state === 'unreachable') throw new VaultUnreachable('it', reason)
-  throw new VaultMisconfigured(reason, 'Store it there, or correct the setting.')
+  throw new VaultMisconfigured(reason, 'Store it there, or correct the setting')
 }
 
 function outcomeOfTracked({ reference, access, held: { resource } }: Tracked): Outcome {
