@@ -61,6 +61,8 @@ interface Finding {
   readonly group: Group
   /** References that stand for something else than what is in force. */
   readonly changes: ReadonlyMap<string, Outcome>
+  /** References that stand for the same in another version. */
+  readonly renamed: ReadonlyMap<string, Outcome>
   /** What is wrong with its value, when what it replaces is better. */
   readonly unusable: string | undefined
 }
@@ -304,7 +306,7 @@ class Rotating implements Rotation {
       // A value that turned unusable (no JSON any more, a member gone) never replaces a good one.
       if (unusable !== undefined) this.#refuse(group, unusable)
       else if (changes.size > 0) changed.push(finding)
-      else if (group.resource.current !== undefined) group.resource.accept()
+      else if (group.resource.current !== undefined) this.#accept([finding])
     }
     if (changed.length === 0) return 0
     return this.#bringIntoForce([...changed, ...this.#waitingFor(changed)])
@@ -313,17 +315,21 @@ class Rotating implements Rotation {
   #examine(group: Group): Finding {
     const { resource, references } = group
     const changes = new Map<string, Outcome>()
+    const renamed = new Map<string, Outcome>()
     const mayBeUnusable = resource.current !== undefined
     let unusable: string | undefined
     for (const { text } of references) {
       const before = this.#inForce.get(text)
       const outcome = this.#options.set.outcome(text)
-      if (sameOutcome(before, outcome)) continue
+      if (sameOutcome(before, outcome)) {
+        if (nameOf(before) !== nameOf(outcome)) renamed.set(text, outcome)
+        continue
+      }
       changes.set(text, outcome)
       if (mayBeUnusable && before?.state === 'ok' && outcome.state !== 'ok')
         unusable ??= outcome.message
     }
-    return { group, changes, unusable }
+    return { group, changes, renamed, unusable }
   }
 
   /** Groups refused before that share a user with these: a key is refused until its certificate is there. */
@@ -381,10 +387,11 @@ class Rotating implements Rotation {
   }
 
   #accept(findings: readonly Finding[]): void {
-    for (const { group, changes } of findings) {
+    for (const { group, changes, renamed } of findings) {
       if (group.resource.current !== undefined) group.resource.accept()
       const { vault } = group.references[0]!
       for (const [text, outcome] of changes) this.#tellChange(vault, text, outcome)
+      if (renamed.size > 0) this.#tellVersion(vault, renamed)
     }
   }
 
@@ -396,6 +403,24 @@ class Rotating implements Rotation {
     this.#options.log.info(
       { audit: 'secret-changed', reference, vault, from, to },
       outcome.state === 'ok' ? 'a secret changed and is in force' : 'a secret has no value any more'
+    )
+  }
+
+  /** One line for all references of a resource, which may be many. */
+  #tellVersion(vault: string, renamed: ReadonlyMap<string, Outcome>): void {
+    const [reference, outcome] = [...renamed][0]!
+    const from = nameOf(this.#inForce.get(reference))
+    for (const [text, each] of renamed) this.#inForce.set(text, each)
+    this.#options.log.info(
+      {
+        audit: 'secret-version',
+        reference,
+        count: renamed.size,
+        vault,
+        from,
+        to: nameOf(outcome)
+      },
+      'a secret has another version with the same value'
     )
   }
 
@@ -419,7 +444,8 @@ class Rotating implements Rotation {
 /** Changes whenever what a resource stands for may have changed, and when it was read after a refusal. */
 function stampOf({ revision, failure, current, rejected, reads }: Resource): string {
   const again = rejected === undefined ? '' : reads
-  return `${revision} ${failure?.state ?? 'ok'} ${current === undefined} ${again}`
+  const holds = current === undefined ? 'nothing' : `version ${current.version}`
+  return `${revision} ${failure?.state ?? 'ok'} ${holds} ${again}`
 }
 
 function nameOf(outcome: Outcome | undefined): string {

@@ -113,20 +113,36 @@ await t.test('only what is due is read, and only what changed published, all at 
 await t.test('an unchanged version is not read again', async t => {
   const script = scriptedBackend('scripted', true)
   script.answers.set('a', { value: '1', version: 'v1' })
-  const { rotation, published, status, pass } = await rotate(t, ['scripted/a?ttl=5'], [script])
+  const { rotation, published, status, pass, lines } = await rotate(
+    t,
+    ['scripted/a?ttl=5'],
+    [script],
+    { interval: 1 }
+  )
+  const audited = () =>
+    lines.flatMap(({ fields }) => {
+      const { audit, from, to } = fields as Record<string, string>
+      return audit === undefined ? [] : [`${audit} ${from} ${to}`]
+    })
   pass(5)
   await rotation.tick()
   t.same(script.calls, ['fetch a', 'probe a'])
+  t.same(audited(), [])
   t.match(status(), { state: 'ok', age: 0 })
   script.answers.set('a', { value: '2', version: 'v2' })
   pass(5)
   await rotation.tick()
   t.same(script.calls.slice(2), ['probe a', 'fetch a'])
   t.same(values(published), [['2']])
+  script.answers.set('a', { value: '2', version: 'v3' })
+  pass(5)
+  await rotation.tick()
+  t.same(values(published), [['2']], 'another version with the same value changes nothing')
+  t.same(audited(), ['secret-changed v1 v2', 'secret-version v2 v3'])
   script.answers.set('a', undefined)
   pass(5)
   await rotation.tick()
-  t.match(status(), { state: 'stale', version: 'v2' })
+  t.match(status(), { state: 'stale', version: 'v3' })
   t.equal(published.length, 1, 'the last value stays')
 })
 
