@@ -12,10 +12,37 @@ const SETTLED = 1000
  */
 export function releaseLoadGarbage(): void {
   setTimeout(() => {
-    setFlagsFromString('--expose-gc')
-    const collect = runInNewContext('gc') as (options: object) => void
-    collect({ type: 'major', execution: 'sync', flavor: 'last-resort' })
+    collector()({ type: 'major', execution: 'sync', flavor: 'last-resort' })
   }, SETTLED).unref()
+}
+
+type Collect = (options: object) => void
+let collect: Collect | undefined
+
+/** V8's own function, which a thread gets when it first asks. */
+function collector(): Collect {
+  if (collect === undefined) {
+    setFlagsFromString('--expose-gc')
+    collect = runInNewContext('gc') as Collect
+  }
+  return collect
+}
+
+/** Bytes of read bodies after which what is left of them is collected. */
+const READ_GARBAGE = 4 * 1_048_576
+let read = 0
+
+/**
+ * Tells that a piece of a request's body was read. Each stands in memory of its own outside of V8's
+ * heap, of which V8 lets some 45 MB pile up before it collects; 2 GiB up and down at once took 95 MB
+ * and take 47. Only the young generation is looked at, where little lives: no difference in the time
+ * of uploads was seen.
+ */
+export function bodyRead(bytes: number): void {
+  read += bytes
+  if (read < READ_GARBAGE) return
+  read = 0
+  collector()({ type: 'minor' })
 }
 
 const kept: object[] = []

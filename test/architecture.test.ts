@@ -4,13 +4,13 @@ import t from 'tap'
 
 /** What each file may import: what stands in its own row or in one before (docs/architecture.md). */
 const RANKS: readonly RegExp[] = [
-  /^(errors|events|version|pace|vault\/secret|vault\/reference)$/,
+  /^(errors|events|version|pace|memory|vault\/secret|vault\/reference)$/,
   /^schema\//,
   /^vault\//,
   /^plugins\//,
   /^listener\//,
   /^proxy\//,
-  /^(settings|setting-values|config|config-values|uses|graces|certificate-expiry|live-settings|overview|snapshot|generation|packing|resolve|log|loop-delay|memory|redaction|metrics|watch|report|diff|fingerprint|calls|store)$/,
+  /^(settings|setting-values|config|config-values|uses|graces|certificate-expiry|live-settings|overview|snapshot|generation|packing|resolve|log|loop-delay|redaction|metrics|watch|report|diff|fingerprint|calls|store)$/,
   /^(server|status|worker|threads|webhooks\/.*)$/,
   /^(gateway|index|cli|commands\/.*)$/
 ]

@@ -1,5 +1,6 @@
 import { Readable } from 'node:stream'
 import { BodyAborted, BodyTimeout, BodyTooLarge, WriteTimeout } from '../errors.ts'
+import { bodyRead } from '../memory.ts'
 import type { HttpExchange } from './exchange.ts'
 import { filterTrailers } from './headers.ts'
 
@@ -117,6 +118,7 @@ export class RequestBody extends Readable {
 
   readonly #onData = (chunk: Buffer): void => {
     this.#touched = true
+    bodyRead(chunk.length)
     this.#exchange.bytesReceived += chunk.length
     if (this.#maxBytes > 0 && this.#exchange.bytesReceived > this.#maxBytes) {
       this.destroy(new BodyTooLarge(this.#maxBytes))
