@@ -2,20 +2,17 @@ import { randomBytes } from 'node:crypto'
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import t, { type Test } from 'tap'
+import type { Test } from 'tap'
 import { lineOf, pairOf } from '../../canaries.ts'
 import { startUpstream, until } from '../../harness.ts'
 import { type GatewayProcess, posternProcess, startProcess } from '../../process.ts'
 import { startFaultProxy } from '../fault-proxy.ts'
 import { type Fault, type FaultServer, faults } from '../fault-server.ts'
 import { type ChaosSubject, type Scenario, scenarios } from './chaos.ts'
-import { aws, azure, azureCerts, conjur, custom, gcp, hcv } from './subjects.ts'
 
 // Beside test/leak.test.ts, which fails every place of a secret: here every vault fails in every way,
 // at its start and later, and whatever came out is searched for what it holds, what it was signed into
 // with, and the words of its errors.
-t.setTimeout(300_000)
-
 /** One vault of one gateway: a subject behind a proxy that plays this scenario. */
 interface Stage {
   readonly subject: ChaosSubject
@@ -24,6 +21,9 @@ interface Stage {
   readonly prefix: string
   readonly config: Readonly<Record<string, unknown>>
 }
+
+/** An answer without an end shows no more than one that is too large. */
+const SCENARIOS = scenarios.filter(each => each !== 'endless')
 
 /** What is looked for, and where it was put. */
 const planted = new Map<string, string>([['canary: ', 'the words of an error']])
@@ -46,7 +46,7 @@ async function pairFor({ subject, prefix }: Stage): Promise<Readonly<Record<stri
 /** The vaults of a gateway; credentials stand in its environment. */
 async function stagesOf(subject: ChaosSubject, env: Record<string, string>): Promise<Stage[]> {
   const stages: Stage[] = []
-  for (const scenario of scenarios) {
+  for (const scenario of SCENARIOS) {
     const proxy = await startFaultProxy(subject.url, { retryAfter: 1, ...subject.proxy })
     const prefix = `${subject.type}-${scenario}`
     const settings = Object.entries(await subject.settings(proxy, scenario)).map(
@@ -58,7 +58,7 @@ async function stagesOf(subject: ChaosSubject, env: Record<string, string>): Pro
         return [name, `{vault://env/${variable.toLowerCase().replace('_', '-')}}`]
       }
     )
-    const timeout = scenario === 'black-hole' || scenario === 'slow' ? 2 : 10
+    const timeout = scenario === 'black-hole' || scenario === 'slow' ? 5 : 10
     const config = { ...Object.fromEntries(settings), ttl: 1, neg_ttl: 1, timeout }
     stages.push({ subject, scenario, proxy, prefix, config })
   }
@@ -110,7 +110,12 @@ function documentOf(stages: readonly Stage[], upstream: string, collector: strin
   }
 }
 
-async function search(t: Test, name: string, starts: readonly (() => Promise<ChaosSubject>)[]) {
+/** Drives a gateway with vaults of these kinds through every failure, and searches what came out. */
+export async function leaks(
+  t: Test,
+  name: string,
+  starts: readonly (() => Promise<ChaosSubject>)[]
+): Promise<void> {
   const directory = mkdtempSync(join(tmpdir(), 'postern-leak-'))
   const working = join(directory, 'cwd')
   mkdirSync(working)
@@ -199,7 +204,7 @@ async function search(t: Test, name: string, starts: readonly (() => Promise<Cha
   await until(
     async () => [...(await stateOf(gateway)).values()].every(failures => failures === 0),
     'every vault to be read',
-    60_000
+    120_000
   )
   await ask(gateway, 'started')
   await put()
@@ -266,10 +271,3 @@ function around(text: string, core: string): string {
   const at = text.indexOf(core)
   return text.slice(Math.max(0, at - 150), at + core.length + 40)
 }
-
-t.jobs = 2
-const buffered = true
-void t.test('light', { buffered }, t => search(t, 'light', [hcv, aws, conjur, custom]))
-void t.test('gcp', { buffered }, t => search(t, 'gcp', [gcp]))
-void t.test('azure', { buffered }, t => search(t, 'azure', [azure]))
-void t.test('azure-certs', { buffered }, t => search(t, 'azure-certs', [azureCerts]))
