@@ -128,23 +128,27 @@ async function compareInstallations() {
     installation('without', name => !SDKS.test(name)),
     installation('with', () => true)
   ]
-  const ratios = { start: [] as number[], memory: [] as number[] }
-  for (let round = 0; round < ROUNDS; round++) {
-    const figures: { start: number; memory: number }[] = []
-    for (const tool of tools) {
+  const fastest = [Number.POSITIVE_INFINITY, Number.POSITIVE_INFINITY]
+  const memory: number[][] = [[], []]
+  for (let round = 0; round < 3 * ROUNDS; round++) {
+    for (const [index, tool] of tools.entries()) {
       const command = peer.command.map(word => (word === own ? tool : word))
       const began = performance.now()
       const child = start('0,1', command, peer.env)
       const ready = await answering(`http://127.0.0.1:${peer.port}/`, began)
-      await new Promise(resolve => setTimeout(resolve, 5000))
-      figures.push({ start: ready, memory: resident(child) })
+      // Whatever else the machine does only adds to it.
+      fastest[index] = Math.min(fastest[index]!, ready)
+      if (round < ROUNDS) {
+        await new Promise(resolve => setTimeout(resolve, 5000))
+        memory[index]!.push(resident(child))
+      }
       await stop(child)
     }
-    const [without, all] = figures
-    ratios.start.push(all!.start / without!.start)
-    ratios.memory.push(all!.memory / without!.memory)
   }
-  return { start: median(ratios.start), memory: median(ratios.memory) }
+  return {
+    start: fastest[1]! / fastest[0]!,
+    memory: median(memory[1]!) / median(memory[0]!)
+  }
 }
 
 /** A KV v2 engine that answers each read after 20 ms: 100 secrets of 100 members. */
@@ -281,6 +285,7 @@ plugins:
       }
     ),
     ratio('p99 of the same', rotating.p99, { atMost: 1.3 }),
+    ratio('CPU time per request of the same', rotating.cpu, { atMost: 1 / 0.97 }),
     ratio('requests/s with 100 references in the plugin chain, over literals', referring.rate, {
       atLeast: 0.97
     }),
