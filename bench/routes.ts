@@ -118,8 +118,8 @@ try {
       measured: among! / alone!,
       atLeast: 0.95
     }),
-    outcome(`first answer after the start with ${ROUTES} routes, one core`, {
-      measured: ready / 1000,
+    outcome(`loading ${ROUTES} routes: how much later than with one the first answer comes`, {
+      measured: (ready - single.ready) / 1000,
       atMost: 2,
       unit: ' s'
     }),
