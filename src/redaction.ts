@@ -13,8 +13,6 @@ const TOP = Array.from({ length: LEAST - 1 }).reduce<number>(power => Math.imul(
 /** A text that is looked for. */
 interface Form {
   readonly text: string
-  /** Of the window in its middle. */
-  readonly hash: number
   /** Names that hold it as a value. */
   holders: number
   /** Values, in force or gone, that may stand in text like this. */
@@ -27,9 +25,9 @@ interface Form {
  */
 export class Redactor {
   /** What each name holds: the current value, the previous one, one that is to come. */
-  readonly #held = new Map<string, Form | readonly Form[]>()
+  readonly #held = new Map<string, string | readonly string[]>()
   /** Values in force no more, oldest first. */
-  readonly #retired = new Set<Form>()
+  readonly #retired = new Set<string>()
   /** Forms by the hash of the window in their middle; nearly always one alone. */
   readonly #index = new Map<number, Form | readonly Form[]>()
   /** One bit for each hash that the index may have. */
@@ -41,11 +39,11 @@ export class Redactor {
   hold(name: string, values: readonly string[]): void {
     const long = values.filter((value, i) => value.length >= LEAST && values.indexOf(value) === i)
     const before = listOf(this.#held.get(name))
-    if (before.length === long.length && before.every(({ text }, i) => text === long[i])) return
-    const forms = long.map(value => before.find(({ text }) => text === value) ?? this.#take(value))
-    if (forms.length === 0) this.#held.delete(name)
-    else this.#held.set(name, forms.length === 1 ? forms[0]! : forms)
-    for (const form of before) if (!forms.includes(form)) this.#release(form)
+    if (before.length === long.length && before.every((value, i) => value === long[i])) return
+    if (long.length === 0) this.#held.delete(name)
+    else this.#held.set(name, long.length === 1 ? long[0]! : long)
+    for (const value of long) if (!before.includes(value)) this.#take(value)
+    for (const value of before) if (!long.includes(value)) this.#release(value)
   }
 
   /** Retires what every name holds for which `keep` is false. */
@@ -53,28 +51,27 @@ export class Redactor {
     for (const name of this.#held.keys()) if (!keep(name)) this.hold(name, NONE)
   }
 
-  #take(value: string): Form {
+  #take(value: string): void {
     const form = this.#formOf(value)
     form.holders++
-    if (form.holders > 1 || this.#retired.delete(form)) return form
+    if (form.holders > 1 || this.#retired.delete(value)) return
     for (const other of otherFormsOf(value)) this.#formOf(other).values++
-    return form
   }
 
-  #release(form: Form): void {
-    if (--form.holders > 0) return
-    this.#retired.add(form)
+  #release(value: string): void {
+    if (--this.#formOf(value).holders > 0) return
+    this.#retired.add(value)
     if (this.#retired.size < MAX_RETIRED + RETIRED_BLOCK) return
     // A set finds its first member by going over the places of those that went.
     let spare = RETIRED_BLOCK
     for (const oldest of this.#retired) {
       if (spare-- === 0) return
       this.#retired.delete(oldest)
-      this.#drop(oldest)
-      for (const other of otherFormsOf(oldest.text)) {
-        const part = this.#formOf(other)
-        part.values--
-        this.#drop(part)
+      this.#drop(this.#formOf(oldest))
+      for (const other of otherFormsOf(oldest)) {
+        const form = this.#formOf(other)
+        form.values--
+        this.#drop(form)
       }
     }
   }
@@ -84,7 +81,7 @@ export class Redactor {
     const hash = hashAt(text, middleOf(text))
     const known = this.#index.get(hash)
     for (const form of listOf(known)) if (form.text === text) return form
-    const form = { text, hash, holders: 0, values: 0 }
+    const form = { text, holders: 0, values: 0 }
     if (known === undefined) {
       this.#index.set(hash, form)
       this.#mark(hash)
@@ -94,8 +91,8 @@ export class Redactor {
 
   /** Forgets a form that stands for nothing any more. */
   #drop(form: Form): void {
-    if (form.holders > 0 || form.values > 0 || this.#retired.has(form)) return
-    const { hash } = form
+    if (form.holders > 0 || form.values > 0 || this.#retired.has(form.text)) return
+    const hash = hashAt(form.text, middleOf(form.text))
     const rest = listOf(this.#index.get(hash)).filter(each => each !== form)
     if (rest.length === 0) this.#index.delete(hash)
     else this.#index.set(hash, rest)
@@ -178,9 +175,9 @@ interface Span {
 const NONE: readonly never[] = []
 
 /** What is kept without a list when it is one alone. */
-function listOf(kept: Form | readonly Form[] | undefined): readonly Form[] {
+function listOf<T extends string | Form>(kept: T | readonly T[] | undefined): readonly T[] {
   if (kept === undefined) return NONE
-  return 'text' in kept ? [kept] : kept
+  return Array.isArray(kept) ? kept : [kept as T]
 }
 
 function merge(spans: readonly Span[]): readonly Span[] {
