@@ -11,7 +11,7 @@ const free: Buffer[] = []
 /**
  * Writes the body of a response straight to the socket of an HTTP/1.1 client, where node's response
  * object would only pass it on: in its own memory, used again and again, and at once, so that it is
- * known at once whether the client takes it. The last piece ends the response.
+ * known at once whether the client takes it.
  */
 export class ClientBody {
   readonly #response: ServerResponse
@@ -39,11 +39,9 @@ export class ClientBody {
     return !this.#waiting
   }
 
-  /** Writes the last bytes. */
-  end(chunk: Buffer): void {
+  /** Takes the last bytes; they leave with the end of the response, which the caller calls. */
+  finish(chunk: Buffer): void {
     this.#cork(chunk)
-    // Uncorks the socket: whatever is left of the response leaves in a single write.
-    this.#response.end()
   }
 
   #cork(chunk: Buffer): void {

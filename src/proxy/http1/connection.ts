@@ -4,6 +4,7 @@ import type { Readable } from 'node:stream'
 import { errors } from 'undici'
 import { isAll, TARGET, TOKEN, VALUE } from '../bytes.ts'
 import { owned, readAsStream, readBy } from '../shared-read.ts'
+import { writeSoon } from '../write-batch.ts'
 import type { Call } from './call.ts'
 import { ResponseReader, type ResponseSink } from './response-reader.ts'
 
@@ -103,7 +104,7 @@ export class Connection implements ResponseSink {
     if (call.aborted) return
     if (stream === undefined) {
       this.#await(call, options.headersTimeout)
-      if (buffer === undefined) this.socket.write(`${head}\r\n`, 'latin1')
+      if (buffer === undefined) writeSoon(this.socket, `${head}\r\n`)
       else {
         this.socket.cork()
         this.socket.write(`${head}\r\n`, 'latin1')
