@@ -99,18 +99,28 @@ function requestHeaders({ request, upstream }: Finished): string {
 
 function queryOf(query: string | undefined): string {
   if (query === undefined || query === '') return '{}'
-  const args: Record<string, unknown> = Object.create(null)
+  /** Values as JSON, those of a repeated name with commas between. */
+  const args = new Map<string, string>()
+  let repeated: Set<string> | undefined
   for (const part of query.split('&')) {
     if (part === '') continue
     const equals = part.indexOf('=')
     const name = decode(equals === -1 ? part : part.slice(0, equals))
-    const value = equals === -1 ? true : decode(part.slice(equals + 1))
-    const before = args[name]
-    if (before === undefined) args[name] = value
-    else if (Array.isArray(before)) before.push(value)
-    else args[name] = [before, value]
+    const value = equals === -1 ? 'true' : quoted(decode(part.slice(equals + 1)))
+    const before = args.get(name)
+    if (before === undefined) args.set(name, value)
+    else {
+      args.set(name, `${before},${value}`)
+      repeated ??= new Set()
+      repeated.add(name)
+    }
   }
-  return JSON.stringify(args)
+  let text = ''
+  for (const [name, values] of args) {
+    const shown = repeated?.has(name) === true ? `[${values}]` : values
+    text += `${text === '' ? '' : ','}${quoted(name)}:${shown}`
+  }
+  return `{${text}}`
 }
 
 function decode(text: string): string {
