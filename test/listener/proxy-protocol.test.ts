@@ -1,5 +1,6 @@
 import { once } from 'node:events'
 import { mkdtemp, rm } from 'node:fs/promises'
+import http2 from 'node:http2'
 import net from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -91,14 +92,14 @@ await t.test('on a listener', async t => {
     { services: [{ name: 'up', url: upstream.url, routes: [{ name: 'all', paths: ['/'] }] }] },
     {
       env: {
-        POSTERN_PROXY_LISTEN: `127.0.0.1:0, 127.0.0.1:0 proxy_protocol, 127.0.0.1:0 ssl http2 proxy_protocol, unix:${path}, unix:${path}.pp proxy_protocol`,
+        POSTERN_PROXY_LISTEN: `127.0.0.1:0, 127.0.0.1:0 proxy_protocol, 127.0.0.1:0 ssl http2 proxy_protocol, 127.0.0.1:0 http2 proxy_protocol, unix:${path}, unix:${path}.pp proxy_protocol`,
         POSTERN_TRUSTED_IPS: '127.0.0.1, unix:',
         POSTERN_REAL_IP_HEADER: 'proxy_protocol',
         POSTERN_REQUEST_HEADER_TIMEOUT: '1'
       }
     }
   )
-  const [plain, proxied, secure] = gateway.gateway.listeners.map(({ port }) => port)
+  const [plain, proxied, secure, both] = gateway.gateway.listeners.map(({ port }) => port)
   const GET = 'GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n'
   const V1 = 'PROXY TCP4 1.2.3.4 10.0.0.1 8080 80\r\n'
   const seen = (answer: string): string | undefined => /"x-real-ip":"([^"]*)"/.exec(answer)?.[1]
@@ -138,6 +139,23 @@ await t.test('on a listener', async t => {
   let secret = ''
   for await (const chunk of inner) secret += chunk
   t.equal(seen(secret), '1.2.3.4', 'before TLS')
+
+  t.equal(seen(await raw(both!, V1 + GET)), '1.2.3.4', 'HTTP/1.1 where HTTP/2 may come too')
+  for (const port of [both!, secure!]) {
+    const carrier = net.connect(port, '127.0.0.1')
+    carrier.write(V1)
+    const session = http2.connect(`http${port === secure ? 's' : ''}://a`, {
+      createConnection: () =>
+        port === secure
+          ? tls.connect({ socket: carrier, rejectUnauthorized: false, ALPNProtocols: ['h2'] })
+          : carrier
+    })
+    t.teardown(() => session.destroy())
+    const stream = session.request({ ':path': '/' })
+    let text = ''
+    for await (const chunk of stream.setEncoding('utf8')) text += chunk
+    t.equal(seen(text), '1.2.3.4', 'before HTTP/2')
+  }
 })
 
 await t.test(

@@ -96,6 +96,26 @@ await t.test('what follows the last request of a connection costs it no answer',
   t.same(statuses(malformed), [400], 'a body that goes wrong is refused all the same')
 })
 
+await t.test('connections that say nothing count too, whatever a listener speaks', async t => {
+  await using gateway = await startGateway('{ "_format_version": "3.0" }', {
+    env: {
+      POSTERN_PROXY_LISTEN: '127.0.0.1:0, 127.0.0.1:0 http2, 127.0.0.1:0 proxy_protocol http2',
+      POSTERN_MAX_CONNECTIONS: '2'
+    }
+  })
+  const [plain, http2, proxied] = gateway.gateway.listeners.map(({ port }) => port)
+  for (const port of [plain, http2, proxied]) {
+    for (const _ of [1, 2]) {
+      const socket = net.connect(port!, '127.0.0.1')
+      socket.on('error', () => {})
+      t.teardown(() => socket.destroy())
+      await once(socket, 'connect')
+    }
+    const third = await raw(port!, '')
+    t.same(statuses(third), port === proxied ? [] : [503], 'the third is answered or closed')
+  }
+})
+
 await t.test('more connections than may be open are refused at once', async t => {
   await using upstream = await startUpstream()
   await using gateway = await startGateway(
