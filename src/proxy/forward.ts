@@ -313,6 +313,8 @@ export class Forward implements BorrowingHandler, Ending {
   /** Ends the response, whose last bytes have come. */
   end(): void {
     const rawResponse = this.#exchange.rawResponse as Writable
+    // The client went away meanwhile.
+    if (rawResponse.destroyed) return
     if (this.#text === undefined) rawResponse.end()
     else rawResponse.end(this.#text, 'latin1')
     if (rawResponse.writableLength > 0) this.#watchClient()

@@ -15,8 +15,8 @@ let armed = false
 
 /**
  * Small writes leave together at the end of a turn of the event loop: a peer that is woken up by the
- * first finds the others there, where it would fall asleep and be woken up again for each. A third
- * of the CPU time of a small request over loopback.
+ * first finds the others there, where it would fall asleep and be woken up again for each. Up to a
+ * third of the CPU time of a small request over loopback.
  */
 function flush(): void {
   // By index: nothing that is written here comes back within the call, and nothing is allocated.
@@ -47,6 +47,7 @@ export function writeSoon(socket: Socket, text: string): void {
   waitForTurnEnd()
 }
 
+/** Ends something at the end of the turn, unless its connection has gone by then: that it looks at itself. */
 export function endSoon(ending: Ending): void {
   endings.push(ending)
   waitForTurnEnd()
