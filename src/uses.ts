@@ -16,14 +16,15 @@ export interface EntityUses {
 export class UseIndex {
   readonly config: Config
   /** Places in `config.uses`; nearly always one alone, kept without a list. */
-  readonly #byReference = new Map<string, number | readonly number[]>()
+  readonly #byReference = new Map<string, number | number[]>()
 
   constructor(config: Config) {
     this.config = config
     for (const [at, { references }] of config.uses.entries()) {
       for (const text of references) {
         const known = this.#byReference.get(text)
-        this.#byReference.set(text, known === undefined ? at : [known, at].flat())
+        if (typeof known === 'object') known.push(at)
+        else this.#byReference.set(text, known === undefined ? at : [known, at])
       }
     }
   }
