@@ -217,8 +217,8 @@ export async function load({
     requests: Number(/(\d+) requests in/.exec(stdout)![1]),
     requestsPerSecond: Number(/Requests\/sec:\s+([\d.]+)/.exec(stdout)![1]),
     bytesPerSecond: Number(amount) * UNITS[unit!]!,
-    p50: milliseconds(/50%\s+(\S+)/.exec(stdout)![1]!),
-    p99: milliseconds(/99%\s+(\S+)/.exec(stdout)![1]!),
+    p50: milliseconds(/^ +50% +(\S+)/m.exec(stdout)![1]!),
+    p99: milliseconds(/^ +99% +(\S+)/m.exec(stdout)![1]!),
     failed: Number(/Non-2xx[^:]*: (\d+)/.exec(stdout)?.[1] ?? 0) + errors
   }
 }
