@@ -1,9 +1,7 @@
 import type { ServerResponse } from 'node:http'
-import { isBorrowed } from './shared-read.ts'
+import { isBorrowed, READ_SIZE } from './read-memory.ts'
 
-/** Bytes of a piece of memory; a read is never longer. */
-const PIECE = 65_536
-/** Pieces that are kept for later: 4 MiB. */
+/** Pieces of memory, for one read each, that are kept for later: 4 MiB. */
 const MAX_FREE = 64
 
 const free: Buffer[] = []
@@ -22,8 +20,7 @@ export class ClientBody {
   #waiting = false
 
   /**
-   * `response` fits {@link isDirect}; `resume` is called
-   * once for each {@link write} that gave false.
+   * `response` fits {@link isDirect}; `resume` is called once for each {@link write} that gave false.
    */
   constructor(response: ServerResponse, resume: () => void) {
     this.#response = response
@@ -52,7 +49,7 @@ export class ClientBody {
       this.#response.flushHeaders()
     }
     if (isBorrowed(chunk)) {
-      const piece = free.pop() ?? Buffer.allocUnsafeSlow(PIECE)
+      const piece = free.pop() ?? Buffer.allocUnsafeSlow(READ_SIZE)
       this.#lent.push(piece)
       chunk.copy(piece)
       socket.write(piece.subarray(0, chunk.length), this.#onTaken)

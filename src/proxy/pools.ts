@@ -6,7 +6,7 @@ import type { Service } from '../schema/entities.ts'
 import { AlpnPool } from './alpn-pool.ts'
 import { Http1Pool } from './http1/pool.ts'
 import { Http2Pool } from './http2/pool.ts'
-import { sharedReadConnector } from './shared-read.ts'
+import { sharedReadConnector } from './read-memory.ts'
 
 const CertificateRefused = createError(
   'POSTERN_UPSTREAM_CERTIFICATE',

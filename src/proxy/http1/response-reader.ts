@@ -1,6 +1,6 @@
 import { errors } from 'undici'
 import { isAll, TOKEN, VALUE } from '../bytes.ts'
-import { owned } from '../shared-read.ts'
+import { owned } from '../read-memory.ts'
 
 /** What a {@link ResponseReader} tells. Arrays are flat: name, value, name, value, … as received. */
 export interface ResponseSink {

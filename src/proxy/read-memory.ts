@@ -1,8 +1,8 @@
 import type { Socket } from 'node:net'
 import { buildConnector } from 'undici'
 
-/** Bytes of one read: as many as a socket's buffer of its own would take. */
-const READ_SIZE = 65_536
+/** Bytes of one read at most: as many as a socket's buffer of its own would take. */
+export const READ_SIZE = 65_536
 
 /**
  * What connections to upstreams are read into, all of a thread into the same memory: a read is over
