@@ -20,6 +20,19 @@ async function secretsFolder(teardown: (clean: () => Promise<void>) => void) {
 const basic = (user: string, password: string): string =>
   `Basic ${Buffer.from(`${user}:${password}`).toString('base64')}`
 
+/** An upstream behind basic-auth with one credential. */
+const withPassword = (url: string, credential: { username: string; password: string }) => ({
+  services: [
+    {
+      name: 'echo',
+      url,
+      routes: [{ name: 'echo', paths: ['/'] }],
+      plugins: [{ name: 'basic-auth' }]
+    }
+  ],
+  consumers: [{ username: 'anna', basicauth_credentials: [credential] }]
+})
+
 await t.test(
   'a hundred rotations of a pair under load: no request fails, none sees halves',
   async t => {
@@ -88,22 +101,7 @@ await t.test(
     await secrets.write('password', 'first')
     await using upstream = await startUpstream()
     await using gateway = await startGateway(
-      {
-        services: [
-          {
-            name: 'echo',
-            url: upstream.url,
-            routes: [{ name: 'echo', paths: ['/'] }],
-            plugins: [{ name: 'basic-auth' }]
-          }
-        ],
-        consumers: [
-          {
-            username: 'anna',
-            basicauth_credentials: [{ username: 'anna', password: '{vault://fs/password}' }]
-          }
-        ]
-      },
+      withPassword(upstream.url, { username: 'anna', password: '{vault://fs/password}' }),
       { env: { POSTERN_VAULT_FS_PREFIX: secrets.root, POSTERN_SECRET_GRACE: '2' } }
     )
     const status = async (password: string): Promise<number> =>
@@ -125,28 +123,11 @@ await t.test('a name and its password from one secret verify as pairs of one ver
   await put(1)
   await using upstream = await startUpstream()
   await using gateway = await startGateway(
-    {
-      services: [
-        {
-          name: 'echo',
-          url: upstream.url,
-          routes: [{ name: 'echo', paths: ['/'] }],
-          plugins: [{ name: 'basic-auth' }]
-        }
-      ],
-      consumers: [
-        {
-          username: 'anna',
-          basicauth_credentials: [
-            {
-              // Its grace ends first, and even then its successor must not take the former password.
-              username: '{vault://fs/pair.json/user?grace=1}',
-              password: '{vault://fs/pair.json/password}'
-            }
-          ]
-        }
-      ]
-    },
+    withPassword(upstream.url, {
+      // Its grace ends first, and even then its successor must not take the former password.
+      username: '{vault://fs/pair.json/user?grace=1}',
+      password: '{vault://fs/pair.json/password}'
+    }),
     { env: { POSTERN_VAULT_FS_PREFIX: secrets.root } }
   )
   const status = async (user: number, password: number): Promise<number> => {
