@@ -63,7 +63,13 @@ export interface BackendType<S extends TSchema = TSchema> {
   readonly protectedFields: readonly string[]
   /** It reads this machine alone, so an outage cannot keep it from the gateway: nothing of it is kept on disk. */
   readonly local?: true
-  /** Opens a vault without asking it anything; SDKs are imported here, so only when they are needed. */
+  /**
+   * Imports what a vault with these settings (as written: references in them are not resolved) will
+   * need. That blocks the thread, and is done for all vaults before any is read; `open` does not rely
+   * on it. What it rejects with is left for `open` to meet again.
+   */
+  load?(config: Readonly<Record<string, unknown>>): Promise<unknown>
+  /** Opens a vault without asking it anything. */
   open(
     config: Readonly<Record<string, unknown>>,
     environment: BackendEnvironment

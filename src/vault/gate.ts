@@ -24,6 +24,8 @@ const PAUSE_BASE = 1000
 const PAUSE_CAP = 300_000
 /** Longest pause a vault can ask for, in milliseconds. */
 const ASKED_CAP = 3_600_000
+/** Milliseconds of a time-out that one block of the thread can use up at most. */
+const STEP = 100
 /** How long a vault that lets every call run into its time-out is left alone, in milliseconds. */
 const DEAF_PAUSE = 5000
 
@@ -132,17 +134,17 @@ export class Gate {
     const aborter = new AbortController()
     const aborted = Promise.withResolvers<never>()
     aborter.signal.addEventListener('abort', () => aborted.reject(aborter.signal.reason))
-    const timer = setTimeout(() => {
+    const stop = afterServed(timeout * 1000, () => {
       const error = new VaultUnreachable(resource, `no answer within ${timeout} s`)
       timedOut.add(error)
       aborter.abort(error)
-    }, timeout * 1000)
+    })
     this.#underWay.add(aborter)
     try {
       // The race is for backends whose libraries do not heed the signal.
       return await Promise.race([call(aborter.signal), aborted.promise])
     } finally {
-      clearTimeout(timer)
+      stop()
       this.#underWay.delete(aborter)
     }
   }
@@ -177,6 +179,28 @@ export class Gate {
   close(): void {
     this.#closed = true
     for (const aborter of this.#underWay) aborter.abort(noLongerUsed())
+  }
+}
+
+/**
+ * Calls `over` after milliseconds in which this thread could have read an answer; gives what stops it.
+ * While something blocks the thread, answers lie in their sockets: however long that takes, it counts
+ * as one step, and what lies there then is read before `over` is called.
+ */
+function afterServed(milliseconds: number, over: () => void): () => void {
+  let timer: NodeJS.Timeout
+  let immediate: NodeJS.Immediate | undefined
+  const wait = (left: number): void => {
+    const step = Math.min(left, STEP)
+    timer = setTimeout(() => {
+      if (left > step) wait(left - step)
+      else immediate = setImmediate(over)
+    }, step)
+  }
+  wait(milliseconds)
+  return () => {
+    clearTimeout(timer)
+    clearImmediate(immediate)
   }
 }
 

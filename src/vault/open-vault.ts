@@ -3,6 +3,7 @@ import type { Backend, BackendEnvironment, BackendType, Fetched } from './backen
 import { untilAborted } from './backends/until-aborted.ts'
 import type { Resource, Source } from './cache.ts'
 import { type Gate, outcomeOf } from './gate.ts'
+import type { Libraries } from './libraries.ts'
 
 /** A vault's settings, which may come from other vaults. */
 export interface LiveSettings {
@@ -66,6 +67,7 @@ export class OpenVault implements Source {
   readonly #environment: BackendEnvironment
   readonly #gate: Gate
   readonly #now: () => number
+  readonly #libraries: Libraries
   readonly #watches = new Set<Watch>()
   #opened: Opening | undefined
   #opening: Promise<Opening> | undefined
@@ -79,7 +81,8 @@ export class OpenVault implements Source {
     settings: LiveSettings,
     environment: BackendEnvironment,
     gate: Gate,
-    now: () => number
+    now: () => number,
+    libraries: Libraries
   ) {
     this.name = name
     this.#type = type
@@ -87,6 +90,7 @@ export class OpenVault implements Source {
     this.#environment = environment
     this.#gate = gate
     this.#now = now
+    this.#libraries = libraries
   }
 
   get pausedUntil(): number {
@@ -123,7 +127,8 @@ export class OpenVault implements Source {
   ): Promise<T | undefined> {
     let opening: Opening | undefined
     const attempt = async (): Promise<T | undefined> => {
-      // Loading a client library takes a while and is no part of what a read may take.
+      await this.#libraries.loaded()
+      // Opening may read what the settings come from, and is no part of what a read may take.
       const first = this.#opened === undefined ? this.#ready() : undefined
       if (first !== undefined)
         await untilAborted(first, AbortSignal.timeout(OPENING_TIMEOUT)).catch(() => {})

@@ -18,6 +18,7 @@ import {
 import { extract } from './extract.ts'
 import { Gate, type GateOptions, outcomeOf } from './gate.ts'
 import type { LastKnownGood } from './last-known-good.ts'
+import { Libraries } from './libraries.ts'
 import type { Observe } from './observation.ts'
 import { OpenVault } from './open-vault.ts'
 import type { Reference } from './reference.ts'
@@ -163,6 +164,7 @@ class SharedVaults {
   readonly #options: VaultsOptions
   readonly #environment: BackendEnvironment
   readonly #clock: Pick<GateOptions, 'now' | 'random'>
+  readonly #libraries = new Libraries()
   readonly #gates = new Map<string, Gate>()
   readonly #open = new Map<string, Shared<OpenVault>>()
   readonly #resources = new Map<string, Shared<Resource>>()
@@ -266,8 +268,11 @@ class SharedVaults {
       },
       this.#environment,
       this.#gate(definition),
-      this.now
+      this.now,
+      this.#libraries
     )
+    // All vaults that a set of references needs are made in one turn, so all imports precede all reads.
+    if (type.load !== undefined) this.#libraries.load(async () => type.load?.(own))
     return {
       value: vault,
       release() {

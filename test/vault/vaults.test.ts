@@ -1,5 +1,6 @@
 import t from 'tap'
 import { SecretMalformed, VaultDenied, VaultThrottled, VaultUnreachable } from '../../src/errors.ts'
+import type { VaultEntity } from '../../src/schema/entities.ts'
 import type { BackendType } from '../../src/vault/backend.ts'
 import { envBackend } from '../../src/vault/backends/env.ts'
 import type { Reference } from '../../src/vault/reference.ts'
@@ -329,4 +330,49 @@ await t.test('references are checked without asking anyone', async t => {
   t.equal(set.check(reference('env/x')), undefined)
   set.close()
   await vaults.close()
+})
+
+await t.test('no vault is read before the libraries of all are there', async t => {
+  const quick = scriptedBackend('quick')
+  const slow = scriptedBackend('slow')
+  const library = Promise.withResolvers<void>()
+  const asWritten: unknown[] = []
+  const { vaults } = vaultsOn([
+    quick.type,
+    {
+      ...slow.type,
+      load(config) {
+        asWritten.push(config)
+        return library.promise
+      }
+    }
+  ])
+  t.teardown(() => vaults.close())
+  for (const { answers } of [quick, slow]) answers.set('a', { value: 't1' })
+  const vault = { prefix: 'v', name: 'slow', config: { token: '{vault://quick/a}' } }
+  const set = vaults.prepare([vault as unknown as VaultEntity])
+  const loading = set.load([reference('quick/a'), reference('v/a')])
+  const earlier = vaults.prepare([]).load([reference('quick/b')])
+  await new Promise(resolve => setTimeout(resolve, 50))
+  t.same([...quick.calls, ...slow.calls, ...slow.opened], [])
+  library.resolve()
+  for (const outcome of (await loading).values()) t.match(outcome, { state: 'ok', value: 't1' })
+  await earlier
+  t.same(asWritten, [vault.config])
+  t.same(quick.calls, ['fetch a', 'fetch b'])
+  t.same(slow.calls, ['fetch a'])
+})
+
+await t.test('a library that cannot be imported is a failure of its vault alone', async t => {
+  const good = scriptedBackend('good')
+  const bad = scriptedBackend('bad')
+  const lacking = () => Promise.reject(new Error('the package is not installed'))
+  const { vaults } = vaultsOn([good.type, { ...bad.type, load: lacking, open: lacking }])
+  t.teardown(() => vaults.close())
+  good.answers.set('a', { value: 'x' })
+  const outcomes = await vaults.prepare([]).load([reference('good/a'), reference('bad/a')])
+  t.match(
+    [...outcomes.values()],
+    [{ state: 'ok' }, { state: 'unreachable', message: 'the package is not installed' }]
+  )
 })

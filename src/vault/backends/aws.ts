@@ -5,7 +5,7 @@ import type {
 } from '@aws-sdk/client-secrets-manager'
 import { SecretMalformed, VaultMisconfigured } from '../../errors.ts'
 import type { Backend, BackendEnvironment, BackendType, Fetched } from '../backend.ts'
-import { type Credentials, createCredentials } from './aws/credentials.ts'
+import { type Credentials, createCredentials, importCredentials } from './aws/credentials.ts'
 import { classify, hasEnded, isAbsent, isSkewed } from './aws/failure.ts'
 import { Handler } from './aws/handler.ts'
 import { type AwsSettings, awsSchema, protectedFields, settingsOf } from './aws/settings.ts'
@@ -13,6 +13,8 @@ import { textOf } from './payload.ts'
 import { untilAborted } from './until-aborted.ts'
 
 type Sdk = typeof import('@aws-sdk/client-secrets-manager')
+
+const importClient = (): Promise<Sdk> => import('@aws-sdk/client-secrets-manager')
 
 const CURRENT = 'AWSCURRENT'
 /** Version numbers as Kong knows them. */
@@ -28,9 +30,10 @@ export const awsBackend: BackendType = {
   name: 'aws',
   schema: awsSchema,
   protectedFields,
+  load: () => Promise.all([importClient(), importCredentials()]),
   async open(config, environment) {
     const settings = settingsOf(config)
-    const sdk = await import('@aws-sdk/client-secrets-manager')
+    const sdk = await importClient()
     const handler = new Handler(environment.env)
     const connect = () => createConnection(sdk, settings, handler, environment)
     return new AwsVault(sdk, await connect(), connect, handler)

@@ -1,8 +1,8 @@
 import { SecretMalformed } from '../../errors.ts'
 import type { BackendType } from '../backend.ts'
-import { certificateAndKey } from './azure/certificate.ts'
+import { certificateAndKey, importForge } from './azure/certificate.ts'
 import { certificatesSchema, protectedFields } from './azure/settings.ts'
-import { openKeyVault } from './azure/vault.ts'
+import { importSdk, openKeyVault } from './azure/vault.ts'
 
 /**
  * Certificates of Azure Key Vault: each is a resource with the members `cert`, the chain with its leaf
@@ -12,6 +12,7 @@ export const azureCertsBackend: BackendType = {
   name: 'azure-certs',
   schema: certificatesSchema,
   protectedFields,
+  load: () => Promise.all([importSdk(), importForge()]),
   async open(config, environment) {
     const vault = await openKeyVault(config, environment)
     return {

@@ -1,7 +1,7 @@
 import { SecretMalformed } from '../../errors.ts'
 import type { BackendType } from '../backend.ts'
 import { protectedFields, secretsSchema } from './azure/settings.ts'
-import { openKeyVault } from './azure/vault.ts'
+import { importSdk, openKeyVault } from './azure/vault.ts'
 
 /**
  * Secrets from Azure Key Vault. Its parts are in azure/: the settings, the credential they name, the
@@ -11,6 +11,7 @@ export const azureBackend: BackendType = {
   name: 'azure',
   schema: secretsSchema,
   protectedFields,
+  load: importSdk,
   async open(config, environment) {
     const vault = await openKeyVault(config, environment)
     return {

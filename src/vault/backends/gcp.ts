@@ -1,9 +1,9 @@
 import { SecretMalformed, VaultUnreachable } from '../../errors.ts'
 import type { Backend, BackendType, Fetched } from '../backend.ts'
 import { fetchOver } from './fetch-over.ts'
-import { type AccessedVersion, type Api, openApi } from './gcp/api.ts'
+import { type AccessedVersion, type Api, importClient, openApi } from './gcp/api.ts'
 import { crc32c } from './gcp/crc32c.ts'
-import { Credentials } from './gcp/credentials.ts'
+import { Credentials, importGoogleAuth } from './gcp/credentials.ts'
 import { AnswerError, classify, isAbsent, isUnauthenticated } from './gcp/failure.ts'
 import { type GcpSettings, gcpSchema, protectedFields, settingsOf } from './gcp/settings.ts'
 import { textOf } from './payload.ts'
@@ -24,6 +24,7 @@ export const gcpBackend: BackendType = {
   name: 'gcp',
   schema: gcpSchema,
   protectedFields,
+  load: () => Promise.all([importClient(), importGoogleAuth()]),
   async open(config, { env }) {
     const settings = settingsOf(config, env)
     const transport = new Transport({}, env)

@@ -15,6 +15,11 @@ export interface Credentials {
   readonly expiresAt: number | undefined
 }
 
+/** The SDK's sources of credentials. */
+export function importCredentials(): Promise<typeof import('@aws-sdk/credential-providers')> {
+  return import('@aws-sdk/credential-providers')
+}
+
 /**
  * Credentials by configuration: static keys, else the SDK's default chain (environment, SSO, profile,
  * process, web identity, container, instance); with a role to assume on top. Asks nothing yet.
@@ -25,9 +30,7 @@ export async function createCredentials(
   requestHandler: Handler,
   logger: Logger
 ): Promise<Credentials> {
-  const { fromNodeProviderChain, fromTemporaryCredentials } = await import(
-    '@aws-sdk/credential-providers'
-  )
+  const { fromNodeProviderChain, fromTemporaryCredentials } = await importCredentials()
   const clientConfig = { region, requestHandler, maxAttempts: 1, logger }
   const own = staticKeys(settings)
   const base =

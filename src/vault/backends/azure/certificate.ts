@@ -68,8 +68,13 @@ function fromPem(text: string): Parts {
   }
 }
 
+/** What reads PKCS #12, which most certificates of Key Vault are. */
+export function importForge(): Promise<{ default: typeof import('node-forge') }> {
+  return import('node-forge')
+}
+
 async function fromPkcs12(base64: string): Promise<Parts> {
-  const { default: forge } = await import('node-forge')
+  const { default: forge } = await importForge()
   const { asn1, pki, pkcs12, util } = forge
   const pfx = pkcs12.pkcs12FromAsn1(asn1.fromDer(util.decode64(base64)), false, '')
   const bags = pfx.safeContents.flatMap(({ safeBags }) => safeBags)

@@ -88,6 +88,11 @@ export class KeyVault {
   }
 }
 
+/** What a vault is asked with. */
+export function importSdk(): Promise<unknown> {
+  return Promise.all([import('@azure/identity'), import('@azure/keyvault-secrets')])
+}
+
 /** Opens the vault of a configuration. Throws VaultMisconfigured; asks nothing yet. */
 export async function openKeyVault(
   config: Readonly<Record<string, unknown>>,
@@ -95,7 +100,7 @@ export async function openKeyVault(
 ): Promise<KeyVault> {
   const settings = settingsOf(config, env)
   // Here, so that it is no part of what the first read may take.
-  await Promise.all([import('@azure/identity'), import('@azure/keyvault-secrets')])
+  await importSdk()
   return new KeyVault(settings, env)
 }
 

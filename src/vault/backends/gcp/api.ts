@@ -24,12 +24,17 @@ interface Cancellable extends Promise<readonly [AccessedVersion]> {
   cancel(): void
 }
 
+/** Google's client. */
+export function importClient(): Promise<typeof import('@google-cloud/secret-manager')> {
+  return import('@google-cloud/secret-manager')
+}
+
 /**
  * Opens Google's client over REST: no gRPC channel is made, and requests are carried by `carry`,
  * which proves who asks. Asks nothing yet.
  */
 export async function openApi(settings: GcpSettings, carry: typeof fetch): Promise<Api> {
-  const { SecretManagerServiceClient } = await import('@google-cloud/secret-manager')
+  const { SecretManagerServiceClient } = await importClient()
   const { location, endpoint_url: endpoint } = settings
   const { hostname, port, protocol } = new URL(endpoint ?? 'https://unused')
   const client = new SecretManagerServiceClient({

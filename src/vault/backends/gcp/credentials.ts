@@ -12,6 +12,11 @@ const SCOPE = 'https://www.googleapis.com/auth/cloud-platform'
 
 type Environment = Readonly<Record<string, string | undefined>>
 
+/** What proves who asks by a service account or application default credentials. */
+export function importGoogleAuth(): Promise<typeof import('google-auth-library')> {
+  return import('google-auth-library')
+}
+
 /** The identity by configuration, found at its first use; many callers share one look. */
 export class Credentials {
   readonly #settings: GcpSettings
@@ -95,7 +100,7 @@ export class Credentials {
   }
 
   async #identityOf(text: string, source: string): Promise<Identity> {
-    const { GoogleAuth } = await import('google-auth-library')
+    const { GoogleAuth } = await importGoogleAuth()
     try {
       return await new GoogleAuth({
         credentials: JSON.parse(text) as JWTInput & CredentialBody,

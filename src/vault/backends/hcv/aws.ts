@@ -1,5 +1,4 @@
 import { createHash, createHmac, type Hash, type Hmac } from 'node:crypto'
-import type { fromNodeProviderChain as chain } from '@aws-sdk/credential-providers'
 import { VaultUnreachable } from '../../../errors.ts'
 import { type LoginContext, type LoginRequest, loginPath } from './login.ts'
 import type { HcvSettings } from './settings.ts'
@@ -10,7 +9,9 @@ const METADATA_HOST = 'http://169.254.169.254'
 const SESSION_NAME = 'postern'
 const IDENTITY_CALL = 'Action=GetCallerIdentity&Version=2011-06-15'
 
-type Credentials = ReturnType<typeof chain>
+type Signature = typeof import('@smithy/signature-v4')
+type Providers = typeof import('@aws-sdk/credential-providers')
+type Credentials = ReturnType<Providers['fromNodeProviderChain']>
 
 /** Logs in as this EC2 instance, by its signed identity document and the nonce of its first login. */
 export async function ec2Login({ settings, env, signal }: LoginContext): Promise<LoginRequest> {
@@ -33,12 +34,15 @@ export async function ec2Login({ settings, env, signal }: LoginContext): Promise
   }
 }
 
+/** What signs requests to AWS, and where it takes credentials from. */
+export function importSigner(): Promise<[Signature, Providers]> {
+  return Promise.all([import('@smithy/signature-v4'), import('@aws-sdk/credential-providers')])
+}
+
 /** Logs in with a signed GetCallerIdentity request, which the vault sends to STS itself. */
 export async function iamLogin({ settings }: LoginContext): Promise<LoginRequest> {
-  const [{ SignatureV4 }, credentials] = await Promise.all([
-    import('@smithy/signature-v4'),
-    credentialsOf(settings)
-  ])
+  const [{ SignatureV4 }, providers] = await importSigner()
+  const credentials = credentialsOf(settings, providers)
   const region = settings.aws_auth_region!
   const host = stsHost(region)
   const serverId = settings.aws_iam_server_id
@@ -79,10 +83,10 @@ function stsHost(region: string): string {
   return `sts.${region}.amazonaws.com${region.startsWith('cn-') ? '.cn' : ''}`
 }
 
-async function credentialsOf(settings: HcvSettings): Promise<Credentials> {
-  const { fromNodeProviderChain, fromTemporaryCredentials } = await import(
-    '@aws-sdk/credential-providers'
-  )
+function credentialsOf(
+  settings: HcvSettings,
+  { fromNodeProviderChain, fromTemporaryCredentials }: Providers
+): Credentials {
   const { aws_access_key_id: accessKeyId, aws_secret_access_key: secretAccessKey } = settings
   const own: Credentials =
     accessKeyId === undefined

@@ -52,12 +52,17 @@ export interface VaultClient {
   close(): void
 }
 
-/** Opens a client that asks nothing yet; node-vault is loaded here. */
+/** node-vault. */
+export function importClient(): Promise<{ default: typeof import('node-vault') }> {
+  return import('node-vault')
+}
+
+/** Opens a client that asks nothing yet. */
 export async function createClient(
   settings: HcvSettings,
   environment: BackendEnvironment
 ): Promise<VaultClient> {
-  const { default: nodeVault } = await import('node-vault')
+  const { default: nodeVault } = await importClient()
   const transport = new Transport(
     {
       verify: settings.ssl_verify,

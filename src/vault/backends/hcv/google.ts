@@ -55,11 +55,16 @@ function request({ settings }: Pick<LoginContext, 'settings'>, jwt: string): Log
   }
 }
 
+/** What gets access tokens of Google. */
+export function importGoogleAuth(): Promise<typeof import('google-auth-library')> {
+  return import('google-auth-library')
+}
+
 /** Of the service account in `GCP_SERVICE_ACCOUNT`, else of the application default credentials. */
 async function accessToken(
   env: LoginContext['env']
 ): Promise<{ readonly token: string; readonly domain: string }> {
-  const { GoogleAuth } = await import('google-auth-library')
+  const { GoogleAuth } = await importGoogleAuth()
   const json = env.GCP_SERVICE_ACCOUNT
   const auth = new GoogleAuth({
     scopes: SCOPE,

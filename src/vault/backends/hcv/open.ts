@@ -1,6 +1,8 @@
 import type { Backend, BackendEnvironment } from '../../backend.ts'
-import { createClient, type VaultClient } from './client.ts'
+import { importSigner } from './aws.ts'
+import { createClient, importClient, type VaultClient } from './client.ts'
 import { plainEngine, versionedEngine } from './engines.ts'
+import { importGoogleAuth } from './google.ts'
 import { createLogin } from './methods.ts'
 import { Session } from './session.ts'
 import type { HcvSettings } from './settings.ts'
@@ -17,6 +19,16 @@ interface Shared {
 }
 
 const shared = new WeakMap<BackendEnvironment, Map<string, Shared>>()
+
+/** Imports the client, and what the auth method needs. */
+export function importFor(method: string): Promise<unknown> {
+  return Promise.all([importClient(), imports[method]?.()])
+}
+
+const imports: Readonly<Record<string, () => Promise<unknown>>> = {
+  gcp_iam: importGoogleAuth,
+  aws_iam: importSigner
+}
 
 /** A vault with these settings; nothing is asked of it yet. */
 export async function openVault(
