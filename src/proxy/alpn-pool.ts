@@ -1,7 +1,7 @@
 import type { buildConnector, Dispatcher } from 'undici'
 import { Http1Pool, type Http1PoolOptions } from './http1/pool.ts'
 import { Http2Pool } from './http2/pool.ts'
-import { EndingDispatcher } from './pool.ts'
+import { EndingDispatcher, type ForwardOptions } from './pool.ts'
 
 /**
  * Connections over TLS to one address, in HTTP/2 where the upstream chooses it (RFC 7301) and in
@@ -22,10 +22,7 @@ export class AlpnPool extends EndingDispatcher {
     })
   }
 
-  override dispatch(
-    options: Dispatcher.DispatchOptions,
-    handler: Dispatcher.DispatchHandler
-  ): boolean {
+  override dispatch(options: ForwardOptions, handler: Dispatcher.DispatchHandler): boolean {
     return (this.#speaksHttp2 ? this.#http2 : this.#http1).dispatch(options, handler)
   }
 

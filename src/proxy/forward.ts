@@ -5,9 +5,11 @@ import type { Dispatcher } from 'undici'
 import { ClientBody, isDirect } from './client-body.ts'
 import type { HttpExchange } from './exchange.ts'
 import { failureKind, upstreamFailure } from './failure.ts'
+import { HeldBody } from './held-body.ts'
 import type { BorrowingHandler, Call } from './http1/call.ts'
+import type { ForwardOptions } from './pool.ts'
 import { owned } from './read-memory.ts'
-import { type Held, PIECE, RequestBody } from './request-body.ts'
+import { RequestBody } from './request-body.ts'
 import type { TargetAddress } from './targets.ts'
 import type { Peer } from './upstream.ts'
 import { type Ending, endSoon } from './write-batch.ts'
@@ -17,7 +19,8 @@ export interface ForwardOwner {
   readonly maxBodySize: number
   /** Milliseconds a client may take nothing of its response. */
   readonly sendTimeout: number
-  upstreamHeaders(exchange: HttpExchange, peer: Peer): string[]
+  /** `bodyLength` undefined keeps the client's framing. */
+  upstreamHeaders(exchange: HttpExchange, peer: Peer, bodyLength: number | undefined): string[]
   /** The upstream's head arrived; runs the response phase and writes the head. */
   head(
     exchange: HttpExchange,
@@ -62,9 +65,9 @@ export class Forward implements BorrowingHandler, Ending {
   readonly borrows = true
   readonly #exchange: HttpExchange
   readonly #owner: ForwardOwner
-  #body: RequestBody | Buffer | null
-  /** What was read of the body beforehand. */
-  readonly #held: Held | undefined
+  #body: RequestBody | HeldBody | null
+  /** What is there of the body beforehand. */
+  readonly #held: HeldBody | undefined
   #controller: Dispatcher.DispatchController | undefined
   #tried: Set<TargetAddress> | undefined
   /** The peer of the attempt under way. */
@@ -92,15 +95,17 @@ export class Forward implements BorrowingHandler, Ending {
     exchange: HttpExchange,
     owner: ForwardOwner,
     hasBody: boolean,
-    held: Held | undefined
+    held: HeldBody | undefined
   ) {
     this.#exchange = exchange
     this.#owner = owner
     this.#ahead = exchange.route?.response_buffering === false ? 0 : READ_AHEAD
-    const { body } = exchange.upstream
-    this.#held = body === undefined ? held : { bytes: body, whole: true, release() {} }
-    if (body !== undefined && body.length <= PIECE) this.#body = body
-    else this.#body = hasBody || body !== undefined ? this.#newBody() : null
+    const { upstream, raw } = exchange
+    this.#held = upstream.body === undefined ? held : HeldBody.of(upstream.body)
+    // Trailers stand only after chunks, so that a body with some is streamed.
+    const direct = upstream.body !== undefined || raw.rawTrailers.length === 0
+    if (this.#held?.whole === true && direct) this.#body = this.#held
+    else this.#body = hasBody ? this.#newBody() : null
   }
 
   #newBody(): RequestBody {
@@ -150,19 +155,20 @@ export class Forward implements BorrowingHandler, Ending {
     // Of one that is held whole every attempt sends its own.
     if (this.#body instanceof RequestBody && !this.#body.fresh) this.#body = this.#newBody()
     const { service, upstream, request } = exchange
+    const body = this.#body
+    const length = body instanceof HeldBody ? body.length : undefined
     try {
-      peer.pool.dispatch(
-        {
-          path: upstream.query === undefined ? upstream.path : `${upstream.path}?${upstream.query}`,
-          method: request.method,
-          headers: this.#owner.upstreamHeaders(exchange, peer),
-          body: this.#body,
-          headersTimeout: service!.read_timeout,
-          bodyTimeout: service!.read_timeout,
-          upgrade: exchange.upgrade === undefined ? null : 'websocket'
-        },
-        this
-      )
+      const options: ForwardOptions = {
+        path: upstream.query === undefined ? upstream.path : `${upstream.path}?${upstream.query}`,
+        method: request.method,
+        headers: this.#owner.upstreamHeaders(exchange, peer, length),
+        body,
+        headersTimeout: service!.read_timeout,
+        bodyTimeout: service!.read_timeout,
+        writeTimeout: service!.write_timeout,
+        upgrade: exchange.upgrade === undefined ? null : 'websocket'
+      }
+      peer.pool.dispatch(options as Dispatcher.DispatchOptions, this)
     } catch (error) {
       this.onResponseError(undefined, error as Error)
     }
@@ -213,6 +219,8 @@ export class Forward implements BorrowingHandler, Ending {
     this.#peer?.answered(status, now - exchange.sentMark)
     exchange.upstreamStatuses.push(status)
     this.#responded = true
+    // No other attempt will send it.
+    if (this.#body instanceof HeldBody) this.#body.release()
     const length = headers['content-length']
     this.#remaining = length === undefined ? -1 : Number(length)
     const pending = this.#owner.head(

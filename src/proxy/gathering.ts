@@ -1,31 +1,6 @@
 import { BodyAborted, BodyTimeout, BodyTooLarge } from '../errors.ts'
-import { ByteBlock } from './byte-block.ts'
 import type { HttpExchange } from './exchange.ts'
-
-/** Bodies a thread holds at their full size at a time. */
-const BODIES = 32
-
-/** How much of request bodies is held in memory, in one thread. */
-export class GatherBounds {
-  /** Bytes of one body, after which the rest of it streams; 0 holds nothing. */
-  readonly each: number
-  #free: number
-
-  constructor(each: number) {
-    this.each = each
-    this.#free = each * BODIES
-  }
-
-  /** Counts bytes that are held; gives whether there is room for more. */
-  take(bytes: number): boolean {
-    this.#free -= bytes
-    return this.#free > 0
-  }
-
-  give(bytes: number): void {
-    this.#free += bytes
-  }
-}
+import { HeldBody, type HoldBounds } from './held-body.ts'
 
 /** Whoever waits for a body to be gathered. */
 export interface GatheringOwner {
@@ -41,32 +16,25 @@ export interface GatheringOwner {
  */
 export class Gathering {
   readonly #exchange: HttpExchange
-  readonly #bounds: GatherBounds
+  readonly #bounds: HoldBounds
   readonly #owner: GatheringOwner
-  #block: ByteBlock
   #timer: NodeJS.Timeout | undefined
-  #held = 0
-  /** Whether the body has ended within the bounds. */
-  whole = false
+  /** What was gathered. */
+  readonly body: HeldBody
 
-  constructor(exchange: HttpExchange, bounds: GatherBounds, owner: GatheringOwner) {
+  constructor(exchange: HttpExchange, bounds: HoldBounds, owner: GatheringOwner) {
     const { raw } = exchange
     this.#exchange = exchange
     this.#bounds = bounds
     this.#owner = owner
-    const length = Number(raw.headers['content-length'] ?? Number.POSITIVE_INFINITY)
-    this.#block = new ByteBlock(Math.min(length, bounds.each))
+    // Pieces of HTTP/2 may stand in memory together with others.
+    this.body = new HeldBody(!exchange.http2, bounds)
     this.#timer = setTimeout(this.#onTimeout, exchange.options.bodyTimeout)
     exchange.acceptBody()
     raw.on('data', this.#onData)
     raw.on('end', this.#onEnd)
     raw.on('close', this.#onGone)
     raw.on('error', this.#onGone)
-  }
-
-  /** What was gathered; nothing once it is released. */
-  get bytes(): Buffer {
-    return this.#block.bytes()
   }
 
   readonly #onData = (chunk: Buffer): void => {
@@ -77,16 +45,15 @@ export class Gathering {
       this.#conclude(new BodyTooLarge(maxBodySize))
       return
     }
-    this.#block.append(chunk)
-    this.#held += chunk.length
     this.#timer!.refresh()
     // Taken first: what has come is held, whether there was room for it or not.
     const hasRoom = this.#bounds.take(chunk.length)
-    if (!hasRoom || this.#block.length >= this.#bounds.each) this.#conclude(undefined)
+    this.body.append(chunk)
+    if (!hasRoom || this.body.length >= this.#bounds.each) this.#conclude(undefined)
   }
 
   readonly #onEnd = (): void => {
-    this.whole = true
+    this.body.whole = true
     this.#conclude(undefined)
   }
 
@@ -103,7 +70,7 @@ export class Gathering {
     const { raw } = this.#exchange
     clearTimeout(this.#timer)
     this.#timer = undefined
-    if (!this.whole) raw.pause()
+    if (!this.body.whole) raw.pause()
     raw.off('data', this.#onData)
     raw.off('end', this.#onEnd)
     raw.off('close', this.#onGone)
@@ -113,8 +80,6 @@ export class Gathering {
   /** The bytes are needed no longer. Ends what is under way, of which the owner is not told. */
   release(): void {
     if (this.#timer !== undefined) this.#detach()
-    this.#bounds.give(this.#held)
-    this.#held = 0
-    this.#block = new ByteBlock(0)
+    this.body.release()
   }
 }

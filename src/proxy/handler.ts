@@ -12,13 +12,14 @@ import { HttpExchange } from './exchange.ts'
 import { httpLayerBody, upstreamFailure } from './failure.ts'
 import { Forward, type ForwardOwner } from './forward.ts'
 import { framingProblem } from './framing.ts'
-import { GatherBounds, Gathering, type GatheringOwner } from './gathering.ts'
+import { Gathering, type GatheringOwner } from './gathering.ts'
 import {
   buildUpstreamHeaders,
   filterResponseHeaders,
   filterTrailers,
   listsTrailers
 } from './headers.ts'
+import { type HeldBody, HoldBounds } from './held-body.ts'
 import type { Router } from './router.ts'
 import type { Peer, Upstreams } from './upstream.ts'
 
@@ -95,7 +96,7 @@ export class Handler implements ForwardOwner, GatheringOwner {
   readonly #options: HandlerOptions
   readonly #current: () => Serving
   readonly sendTimeout: number
-  readonly #gatherBounds: GatherBounds
+  readonly #holdBounds: HoldBounds
   readonly #via: string
   readonly #names: {
     readonly requestId: string
@@ -112,7 +113,7 @@ export class Handler implements ForwardOwner, GatheringOwner {
     this.#current = current
     this.maxBodySize = options.maxBodySize
     this.sendTimeout = options.sendTimeout
-    this.#gatherBounds = new GatherBounds(options.requestBuffer)
+    this.#holdBounds = new HoldBounds(options.requestBuffer)
     this.#via = `1.1 ${options.product}`
     const { namespace } = options.ownHeaders
     this.#names = {
@@ -307,30 +308,20 @@ export class Handler implements ForwardOwner, GatheringOwner {
       exchange.error(503, 'no Service found with those values')
       return
     }
-    if (this.#gatherBounds.each > 0 && gathers(exchange)) {
+    if (this.#holdBounds.each > 0 && gathers(exchange)) {
       const pinned = (exchange.rawResponse as Carrier)[EXCHANGE]
-      if (pinned !== undefined) pinned.gathering = new Gathering(exchange, this.#gatherBounds, this)
+      if (pinned !== undefined) pinned.gathering = new Gathering(exchange, this.#holdBounds, this)
     } else {
       this.#send(exchange, undefined)
     }
   }
 
   gathered(exchange: HttpExchange, gathering: Gathering, error: Error | undefined): void {
-    if (error !== undefined) {
-      this.failed(exchange, error)
-      return
-    }
-    const { raw, upstream } = exchange
-    // Trailers stand only after chunks, so a body with some keeps them.
-    if (gathering.whole && raw.rawTrailers.length === 0) {
-      upstream.body = gathering.bytes
-      this.#send(exchange, undefined)
-    } else {
-      this.#send(exchange, gathering)
-    }
+    if (error === undefined) this.#send(exchange, gathering.body)
+    else this.failed(exchange, error)
   }
 
-  #send(exchange: HttpExchange, gathering: Gathering | undefined): void {
+  #send(exchange: HttpExchange, held: HeldBody | undefined): void {
     const pinned = (exchange.rawResponse as Carrier)[EXCHANGE]
     if (pinned === undefined) return
     const { raw } = exchange
@@ -338,7 +329,7 @@ export class Handler implements ForwardOwner, GatheringOwner {
     exchange.target = pinned.serving.upstreams.of(service)
     // RFC 9113 §8.2.2: HTTP/2 knows no upgrade, so that one goes there as the plain request it is too.
     if (service.protocol === 'grpc' || service.protocol === 'grpcs') exchange.upgrade = undefined
-    const forward = new Forward(exchange, this, hasBody(raw), gathering)
+    const forward = new Forward(exchange, this, hasBody(raw), held)
     pinned.forward = forward
     forward.attempt()
   }
@@ -354,7 +345,7 @@ export class Handler implements ForwardOwner, GatheringOwner {
 
   // ForwardOwner
 
-  upstreamHeaders(exchange: HttpExchange, peer: Peer): string[] {
+  upstreamHeaders(exchange: HttpExchange, peer: Peer, bodyLength: number | undefined): string[] {
     const { request, upstream, route } = exchange
     const { ownHeaders } = this.#options
     return buildUpstreamHeaders({
@@ -374,7 +365,7 @@ export class Handler implements ForwardOwner, GatheringOwner {
       requestIdHeader: this.#names.requestId,
       via: this.#options.product,
       upgrade: exchange.upgrade !== undefined,
-      bodyLength: upstream.body?.length
+      bodyLength
     })
   }
 

@@ -1,6 +1,7 @@
 import type { Socket } from 'node:net'
 import createError from '@fastify/error'
 import { type buildConnector, Dispatcher, errors } from 'undici'
+import type { HeldBody } from './held-body.ts'
 
 const UpstreamBusy = createError(
   'POSTERN_UPSTREAM_BUSY',
@@ -25,6 +26,13 @@ export interface PoolBounds {
   readonly idleTimeout: number
   /** Requests over one connection, after which it is replaced. */
   readonly maxRequests: number
+}
+
+/** What a request is dispatched with: undici's options, and what those do not know. */
+export interface ForwardOptions extends Omit<Dispatcher.DispatchOptions, 'body'> {
+  readonly body?: Dispatcher.DispatchOptions['body'] | HeldBody
+  /** Milliseconds the upstream may take nothing of a {@link HeldBody}; 0 waits for ever. */
+  readonly writeTimeout?: number
 }
 
 /** The two ways a dispatcher of undici ends, each with a promise or a callback, on top of one. */
@@ -59,7 +67,7 @@ export abstract class EndingDispatcher extends Dispatcher {
 
 /** A request of a pool, which is undici's controller for its handler too. */
 export interface PooledCall extends Dispatcher.DispatchController {
-  readonly options: Dispatcher.DispatchOptions
+  readonly options: ForwardOptions
   readonly handler: Dispatcher.DispatchHandler
   /** Ends a request that was not sent. */
   refuse(error: Error): void

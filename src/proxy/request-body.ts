@@ -1,20 +1,8 @@
 import { Readable } from 'node:stream'
 import { BodyAborted, BodyTimeout, BodyTooLarge, WriteTimeout } from '../errors.ts'
-import { bodyRead } from '../memory.ts'
 import type { HttpExchange } from './exchange.ts'
 import { filterTrailers } from './headers.ts'
-
-/** Bytes of a held body that are handed on at a time, each of which the upstream is given time to take. */
-export const PIECE = 65_536
-
-/** What was read of a body before it is sent. */
-export interface Held {
-  readonly bytes: Buffer
-  /** Whether nothing comes after it. */
-  readonly whole: boolean
-  /** All of it was handed on, and will not be once more. */
-  release(): void
-}
+import type { HeldBody } from './held-body.ts'
 
 /**
  * The client's body on its way upstream, with back-pressure. It stands between the two so that an
@@ -25,9 +13,10 @@ export class RequestBody extends Readable {
   readonly #exchange: HttpExchange
   readonly #writeTimeout: number
   readonly #maxBytes: number
-  readonly #held: Held | undefined
-  /** Bytes of what is held that were handed on. */
-  #handed = 0
+  readonly #held: HeldBody | undefined
+  /** What is held and was not handed on yet, from the index on. */
+  #pieces: readonly Buffer[] = []
+  #next = 0
   #timer: NodeJS.Timeout | undefined
   #stalled = false
   #touched = false
@@ -39,13 +28,21 @@ export class RequestBody extends Readable {
     exchange: HttpExchange,
     writeTimeout: number,
     maxBytes: number,
-    held: Held | undefined
+    held: HeldBody | undefined
   ) {
     super()
     this.#exchange = exchange
     this.#writeTimeout = writeTimeout
     this.#maxBytes = maxBytes
     this.#held = held
+  }
+
+  /**
+   * Whether its pieces belong to whoever takes them: nobody else will read their memory. Not of a body
+   * that another attempt may send, nor of one of HTTP/2, whose pieces may stand in memory together.
+   */
+  get givesAway(): boolean {
+    return this.#held?.whole !== true && !this.#exchange.http2
   }
 
   /** Whether no byte was handed on yet, so that it can be sent by another attempt. */
@@ -57,6 +54,7 @@ export class RequestBody extends Readable {
     const { raw } = this.#exchange
     // Whoever sends the body learns of a failure from its own listener; without one it is moot.
     this.on('error', () => {})
+    if (this.#held !== undefined) this.#pieces = this.#held.lend()
     if (this.#held?.whole === true) {
       callback()
       return
@@ -71,8 +69,8 @@ export class RequestBody extends Readable {
   }
 
   override _read(): void {
-    if (this.#held !== undefined && this.#handed < this.#held.bytes.length) {
-      this.#handOn(this.#held)
+    if (this.#next < this.#pieces.length) {
+      this.#handOn(this.#held!)
       return
     }
     if (this.#held?.whole === true) {
@@ -93,11 +91,13 @@ export class RequestBody extends Readable {
     callback(error)
   }
 
-  #handOn(held: Held): void {
-    const piece = held.bytes.subarray(this.#handed, this.#handed + PIECE)
+  #handOn(held: HeldBody): void {
+    const piece = this.#pieces[this.#next++]!
     this.#touched = true
-    this.#handed += piece.length
-    if (this.#handed === held.bytes.length && !held.whole) held.release()
+    if (this.#next === this.#pieces.length && !held.whole) {
+      held.release()
+      this.#pieces = []
+    }
     this.#expect(true)
     this.push(piece)
   }
@@ -118,7 +118,6 @@ export class RequestBody extends Readable {
 
   readonly #onData = (chunk: Buffer): void => {
     this.#touched = true
-    bodyRead(chunk.length)
     this.#exchange.bytesReceived += chunk.length
     if (this.#maxBytes > 0 && this.#exchange.bytesReceived > this.#maxBytes) {
       this.destroy(new BodyTooLarge(this.#maxBytes))

@@ -3,16 +3,10 @@ import http, { type IncomingMessage, type ServerResponse } from 'node:http'
 import https from 'node:https'
 import net, { type AddressInfo } from 'node:net'
 import t, { type Test } from 'tap'
+import { bodyOf } from '../bodies.ts'
 import { startGateway, until } from '../harness.ts'
 
 t.setTimeout(120_000)
-
-/** A body that tells at each place whose it is and where: bytes of another, or out of order, differ. */
-function bodyOf(id: number, bytes: number): Buffer {
-  const words = new Uint32Array(Math.ceil(bytes / 4))
-  for (let i = 0; i < words.length; i++) words[i] = Math.imul(id * 7919 + i, 2654435761)
-  return Buffer.from(words.buffer).subarray(0, bytes)
-}
 
 /** `/ID/BYTES` is answered with that body; with `?chunked` its length is not told. */
 function answer(request: IncomingMessage, response: ServerResponse): void {

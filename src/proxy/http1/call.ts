@@ -1,5 +1,5 @@
 import type { Dispatcher } from 'undici'
-import type { PooledCall } from '../pool.ts'
+import type { ForwardOptions, PooledCall } from '../pool.ts'
 
 /** A handler that is done with the bytes of a body when `onResponseData` returns, borrowed ones too. */
 export interface BorrowingHandler extends Dispatcher.DispatchHandler {
@@ -19,7 +19,7 @@ export interface Carrier {
  * connection when the response is whole, so whatever comes late cannot touch the next request there.
  */
 export class Call implements PooledCall {
-  readonly options: Dispatcher.DispatchOptions
+  readonly options: ForwardOptions
   readonly handler: Dispatcher.DispatchHandler
   /** Whether the handler is a {@link BorrowingHandler}. */
   readonly borrows: boolean
@@ -32,6 +32,8 @@ export class Call implements PooledCall {
   paused = false
   /** `performance.now()` by which something must have come; Infinity while nothing is expected. */
   deadline = Number.POSITIVE_INFINITY
+  /** Whether what must come is that the upstream takes more of the body. */
+  sending = false
   /** Whether the head of the final response came. */
   answered = false
   /** Whether its connection had carried another request before. */
@@ -39,7 +41,7 @@ export class Call implements PooledCall {
   /** Milliseconds without a byte of the body; 0 waits for ever. */
   bodyTimeout: number
 
-  constructor(options: Dispatcher.DispatchOptions, handler: Dispatcher.DispatchHandler) {
+  constructor(options: ForwardOptions, handler: Dispatcher.DispatchHandler) {
     this.options = options
     this.handler = handler
     this.borrows = (handler as Partial<BorrowingHandler>).borrows === true

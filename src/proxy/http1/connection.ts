@@ -3,8 +3,10 @@ import type { Socket } from 'node:net'
 import type { Readable } from 'node:stream'
 import { errors } from 'undici'
 import { isAll, TARGET, TOKEN, VALUE } from '../bytes.ts'
+import { HeldBody } from '../held-body.ts'
 import { owned, readAsStream, readBy } from '../read-memory.ts'
 import { writeSoon } from '../write-batch.ts'
+import { type BodyWriter, HeldWriter, type Sender, StreamWriter } from './body-writer.ts'
 import type { Call } from './call.ts'
 import { ResponseReader, type ResponseSink } from './response-reader.ts'
 
@@ -18,8 +20,11 @@ export interface ConnectionOwner {
   watch(call: Call): void
 }
 
+/** Bytes of a body that is cheaper to copy than to write by itself. */
+const SMALL_BODY = 4096
+
 /** One HTTP/1.1 connection to an upstream: one request at a time, never pipelined. */
-export class Connection implements ResponseSink {
+export class Connection implements ResponseSink, Sender {
   readonly socket: Socket
   readonly #owner: ConnectionOwner
   readonly #reader: ResponseReader
@@ -85,15 +90,13 @@ export class Connection implements ResponseSink {
       }
       head += `${name}: ${value}\r\n`
     }
-    const buffer = Buffer.isBuffer(body) ? body : undefined
-    const stream = body == null || buffer !== undefined ? undefined : (body as Readable)
-    if (buffer !== undefined && length !== buffer.length) {
+    const held = Buffer.isBuffer(body) ? HeldBody.of(body) : body instanceof HeldBody ? body : null
+    const stream = body == null || held !== null ? undefined : (body as Readable)
+    if (held !== null && length !== held.length) {
       if (length !== -1) throw new errors.RequestContentLengthMismatchError()
-      head += `Content-Length: ${buffer.length}\r\n`
+      head += `Content-Length: ${held.length}\r\n`
     }
-    if (stream === undefined && buffer === undefined && length > 0) {
-      throw new errors.RequestContentLengthMismatchError()
-    }
+    if (body == null && length > 0) throw new errors.RequestContentLengthMismatchError()
     if (stream !== undefined && length === -1) head += 'Transfer-Encoding: chunked\r\n'
     this.#call = call
     call.connection = this
@@ -102,18 +105,17 @@ export class Connection implements ResponseSink {
     this.#reader.begin(options.method, options.upgrade != null)
     call.handler.onRequestStart?.(call, null)
     if (call.aborted) return
-    if (stream === undefined) {
-      this.#await(call, options.headersTimeout)
-      if (buffer === undefined) writeSoon(this.socket, `${head}\r\n`)
-      else {
-        this.socket.cork()
-        this.socket.write(`${head}\r\n`, 'latin1')
-        this.socket.write(buffer)
-        this.socket.uncork()
-      }
+    head += '\r\n'
+    if (stream !== undefined) {
+      this.socket.write(head, 'latin1')
+      this.#body = new StreamWriter(stream, this, length)
+    } else if (held !== null && held.length > SMALL_BODY) {
+      const writer = new HeldWriter(held, this)
+      this.#body = writer
+      writer.begin(head)
     } else {
-      this.socket.write(`${head}\r\n`, 'latin1')
-      this.#body = new BodyWriter(stream, this, length)
+      this.#await(call, options.headersTimeout)
+      writeSoon(this.socket, held === null ? head : head + held.text())
     }
   }
 
@@ -126,11 +128,21 @@ export class Connection implements ResponseSink {
     this.#owner.watch(call)
   }
 
-  /** The request body is out whole: the upstream's answer is due. */
+  bodyWaits(): void {
+    const call = this.#call
+    // From its head on the answer is what is waited for.
+    if (call === undefined || call.answered) return
+    call.sending = true
+    this.#await(call, call.options.writeTimeout)
+  }
+
+  /** The upstream's answer is due. */
   bodySent(): void {
     this.#body = undefined
     const call = this.#call
-    if (call !== undefined && !call.answered) this.#await(call, call.options.headersTimeout)
+    if (call === undefined) return
+    call.sending = false
+    if (!call.answered) this.#await(call, call.options.headersTimeout)
   }
 
   pause(): void {
@@ -274,79 +286,4 @@ function isEventStream(name: string, value: string): boolean {
 
 function addLink(headers: IncomingHttpHeaders, value: string): void {
   headers.link = headers.link === undefined ? value : `${headers.link}, ${value}`
-}
-
-/** Writes a streamed request body with the connection's back-pressure (RFC 9112 §7.1 when chunked). */
-class BodyWriter {
-  readonly #stream: Readable
-  readonly #connection: Connection
-  /** Bytes still announced; -1 when the body is chunked. */
-  #remaining: number
-  #done = false
-
-  constructor(stream: Readable, connection: Connection, length: number) {
-    this.#stream = stream
-    this.#connection = connection
-    this.#remaining = length
-    stream.on('data', this.#onData)
-    stream.once('end', this.#onEnd)
-    stream.once('error', this.#onError)
-    stream.once('close', this.#onClose)
-  }
-
-  resume(): void {
-    this.#stream.resume()
-  }
-
-  stop(): void {
-    if (this.#done) return
-    this.#done = true
-    this.#stream.off('data', this.#onData)
-    this.#stream.destroy()
-  }
-
-  readonly #onData = (chunk: Buffer): void => {
-    const { socket } = this.#connection
-    let flowing: boolean
-    if (this.#remaining === -1) {
-      if (chunk.length === 0) return
-      socket.cork()
-      socket.write(`${chunk.length.toString(16)}\r\n`, 'latin1')
-      socket.write(chunk)
-      flowing = socket.write('\r\n', 'latin1')
-      socket.uncork()
-    } else {
-      if (chunk.length > this.#remaining) {
-        this.#connection.fail(new errors.RequestContentLengthMismatchError())
-        return
-      }
-      this.#remaining -= chunk.length
-      flowing = socket.write(chunk)
-    }
-    if (!flowing) this.#stream.pause()
-  }
-
-  readonly #onEnd = (): void => {
-    if (this.#done) return
-    this.#done = true
-    if (this.#remaining > 0) {
-      this.#connection.fail(new errors.RequestContentLengthMismatchError())
-      return
-    }
-    if (this.#remaining === -1) {
-      const { trailers } = this.#stream as Readable & { readonly trailers?: string }
-      this.#connection.socket.write(`0\r\n${trailers ?? ''}\r\n`, 'latin1')
-    }
-    this.#connection.bodySent()
-  }
-
-  readonly #onError = (error: Error): void => {
-    if (this.#done) return
-    this.#done = true
-    this.#connection.fail(error)
-  }
-
-  readonly #onClose = (): void => {
-    if (!this.#done) this.#onError(new errors.RequestAbortedError())
-  }
 }

@@ -1,6 +1,7 @@
 import type { Socket } from 'node:net'
 import { type Dispatcher, errors } from 'undici'
-import { Pool, type PoolBounds } from '../pool.ts'
+import { WriteTimeout } from '../../errors.ts'
+import { type ForwardOptions, Pool, type PoolBounds } from '../pool.ts'
 import { Call } from './call.ts'
 import { Connection, type ConnectionOwner } from './connection.ts'
 
@@ -33,10 +34,7 @@ export class Http1Pool extends Pool<Call> implements ConnectionOwner {
     return this.#connections.size
   }
 
-  override dispatch(
-    options: Dispatcher.DispatchOptions,
-    handler: Dispatcher.DispatchHandler
-  ): boolean {
+  override dispatch(options: ForwardOptions, handler: Dispatcher.DispatchHandler): boolean {
     const call = new Call(options, handler)
     if (this.closed) {
       call.refuse(new errors.ClientDestroyedError())
@@ -148,9 +146,7 @@ export class Http1Pool extends Pool<Call> implements ConnectionOwner {
         if (end <= now) connection.socket.destroy()
         else next = Math.min(next, end)
       } else if (call.deadline <= now) {
-        connection.fail(
-          call.answered ? new errors.BodyTimeoutError() : new errors.HeadersTimeoutError()
-        )
+        connection.fail(overdue(call))
       } else {
         next = Math.min(next, call.deadline)
       }
@@ -165,4 +161,10 @@ export class Http1Pool extends Pool<Call> implements ConnectionOwner {
   protected override cut(error: Error): void {
     for (const connection of this.#connections) connection.fail(error)
   }
+}
+
+/** The error of a request for which what was due did not happen. */
+function overdue({ answered, sending }: Call): Error {
+  if (answered) return new errors.BodyTimeoutError()
+  return sending ? new WriteTimeout() : new errors.HeadersTimeoutError()
 }

@@ -7,8 +7,11 @@ import {
 } from 'node:http2'
 import type { Readable } from 'node:stream'
 import { type Dispatcher, errors } from 'undici'
+import { WriteTimeout } from '../../errors.ts'
+import { bodyRead } from '../../memory.ts'
 import { isAll, TARGET, VALUE } from '../bytes.ts'
-import type { PooledCall } from '../pool.ts'
+import { HeldBody } from '../held-body.ts'
+import type { ForwardOptions, PooledCall } from '../pool.ts'
 
 /** Fields of HTTP/1.1 that a connection of HTTP/2 must not have (RFC 9113 §8.2.2). */
 const CONNECTION_FIELDS = new Set([
@@ -25,7 +28,7 @@ const GRPC_ENDING = new Set(['grpc-status', 'grpc-message', 'grpc-status-details
 
 /** A request's fields as HTTP/2 has them: names in lower case, repeats as arrays. */
 function requestHeaders(
-  { method, path, headers }: Dispatcher.DispatchOptions,
+  { method, path, headers }: ForwardOptions,
   scheme: string
 ): OutgoingHttpHeaders {
   const flat = headers as readonly string[]
@@ -74,6 +77,10 @@ function trailersOf({
   return fields
 }
 
+function isStream(body: ForwardOptions['body']): body is Readable {
+  return body != null && !Buffer.isBuffer(body) && !(body instanceof HeldBody)
+}
+
 /** The connection that carries a call. */
 export interface Carrier {
   /** Opens the stream of a request. */
@@ -90,7 +97,7 @@ const isEventStream = (type: string | undefined): boolean =>
 
 /** One request over a stream of HTTP/2: undici's controller for its handler. */
 export class Http2Call implements PooledCall {
-  readonly options: Dispatcher.DispatchOptions
+  readonly options: ForwardOptions
   readonly handler: Dispatcher.DispatchHandler
   rawHeaders: string[] | null = null
   rawTrailers: string[] | null = null
@@ -107,8 +114,10 @@ export class Http2Call implements PooledCall {
   #timer: NodeJS.Timeout | undefined = undefined
   #answered = false
   #ended = false
+  /** Whether what is expected is that the upstream takes more of the body. */
+  #sending = false
 
-  constructor(options: Dispatcher.DispatchOptions, handler: Dispatcher.DispatchHandler) {
+  constructor(options: ForwardOptions, handler: Dispatcher.DispatchHandler) {
     this.options = options
     this.handler = handler
     this.#bodyTimeout = options.bodyTimeout ?? 0
@@ -122,7 +131,7 @@ export class Http2Call implements PooledCall {
   /** Whether nothing of it is lost when it is sent once more. */
   get repeatable(): boolean {
     const { body } = this.options
-    return !this.#answered && !this.#ended && (body == null || Buffer.isBuffer(body))
+    return !this.#answered && !this.#ended && !isStream(body)
   }
 
   pause(): void {
@@ -149,7 +158,7 @@ export class Http2Call implements PooledCall {
   /** Sends the request over a connection, whose scheme is `scheme`. */
   send(carrier: Carrier, scheme: string): void {
     const { body } = this.options
-    const streamed = body == null || Buffer.isBuffer(body) ? undefined : (body as Readable)
+    const streamed = isStream(body) ? body : undefined
     let stream: ClientHttp2Stream
     this.#carrier = carrier
     this.#stream = undefined
@@ -182,6 +191,10 @@ export class Http2Call implements PooledCall {
       this.#sendStreamed(streamed, stream)
       return
     }
+    if (body instanceof HeldBody) {
+      this.#sendHeld(body.lend(), stream)
+      return
+    }
     if (body == null) stream.end()
     else stream.end(body as Buffer)
     this.#expect(this.options.headersTimeout)
@@ -200,9 +213,32 @@ export class Http2Call implements PooledCall {
     this.fail(error)
   }
 
+  /** Writes a body that is held, no faster than it is taken. */
+  #sendHeld(pieces: readonly Buffer[], stream: ClientHttp2Stream): void {
+    let next = 0
+    const write = (): void => {
+      // It has ended, or goes over another connection by now.
+      if (this.#ended || stream !== this.#stream) return
+      while (next < pieces.length) {
+        if (!stream.write(pieces[next++])) {
+          this.#sending = true
+          this.#expect(this.options.writeTimeout)
+          return
+        }
+      }
+      stream.off('drain', write)
+      this.#sending = false
+      stream.end()
+      if (!this.#answered) this.#expect(this.options.headersTimeout)
+    }
+    stream.on('drain', write)
+    write()
+  }
+
   /** Writes a streamed body with the stream's back-pressure. */
   #sendStreamed(body: Readable, stream: ClientHttp2Stream): void {
     body.on('data', (chunk: Buffer) => {
+      bodyRead(chunk.length)
       if (!stream.write(chunk)) body.pause()
     })
     stream.on('drain', () => body.resume())
@@ -238,10 +274,9 @@ export class Http2Call implements PooledCall {
     this.handler.onResponseEnd?.(this, {})
     const { body } = this.options
     // An answer before the end of the request: the rest of the body has no reader.
-    if (body != null && !Buffer.isBuffer(body) && !(body as Readable).readableEnded) {
-      ;(body as Readable).destroy()
-      this.#stream!.close(constants.NGHTTP2_NO_ERROR)
-    }
+    if (this.#stream!.writableEnded) return
+    if (isStream(body)) body.destroy()
+    this.#stream!.close(constants.NGHTTP2_NO_ERROR)
   }
 
   /** Ends the request with an error, unless it has ended already. */
@@ -265,8 +300,14 @@ export class Http2Call implements PooledCall {
     this.#timer.unref()
   }
 
+  /** The error when what is expected did not happen in time. */
+  #overdue(): Error {
+    if (this.#answered) return new errors.BodyTimeoutError()
+    return this.#sending ? new WriteTimeout() : new errors.HeadersTimeoutError()
+  }
+
   readonly #onTimeout = (): void => {
     this.#carrier?.doubt()
-    this.fail(this.#answered ? new errors.BodyTimeoutError() : new errors.HeadersTimeoutError())
+    this.fail(this.#overdue())
   }
 }

@@ -8,7 +8,7 @@ import type { Socket } from 'node:net'
 import type { TLSSocket } from 'node:tls'
 import createError from '@fastify/error'
 import { type Dispatcher, errors } from 'undici'
-import { Pool, type PoolBounds } from '../pool.ts'
+import { type ForwardOptions, Pool, type PoolBounds } from '../pool.ts'
 import { type Carrier, Http2Call } from './call.ts'
 
 const NoHttp2 = createError('POSTERN_UPSTREAM_PROTOCOL', 'The upstream does not speak HTTP/2', 502)
@@ -98,10 +98,7 @@ export class Http2Pool extends Pool<Http2Call> {
     return this.#sessions.size
   }
 
-  override dispatch(
-    options: Dispatcher.DispatchOptions,
-    handler: Dispatcher.DispatchHandler
-  ): boolean {
+  override dispatch(options: ForwardOptions, handler: Dispatcher.DispatchHandler): boolean {
     const call = new Http2Call(options, handler)
     if (this.closed) {
       call.fail(new errors.ClientDestroyedError())

@@ -7,8 +7,10 @@ import { Readable } from 'node:stream'
 import t from 'tap'
 import { buildConnector, type Dispatcher } from 'undici'
 import { AlpnPool } from '../../../src/proxy/alpn-pool.ts'
+import { HeldBody } from '../../../src/proxy/held-body.ts'
 import { Http2Pool } from '../../../src/proxy/http2/pool.ts'
-import type { PoolBounds } from '../../../src/proxy/pool.ts'
+import type { ForwardOptions, PoolBounds } from '../../../src/proxy/pool.ts'
+import { bodyOf } from '../../bodies.ts'
 import { certificateFor } from '../../certificates.ts'
 import { until } from '../../harness.ts'
 
@@ -69,14 +71,21 @@ interface Got {
 /** Dispatches and gathers the answer; `handler` sees everything first. */
 function call(
   pool: Dispatcher,
-  options: Partial<Dispatcher.DispatchOptions> = {},
+  { body: sent, ...options }: Partial<ForwardOptions> = {},
   handler: Dispatcher.DispatchHandler = {}
 ): Promise<Got> {
   const { promise, resolve, reject } = Promise.withResolvers<Got>()
   let status = 0
   let body = ''
   pool.dispatch(
-    { path: '/', method: 'GET', headers: ['Host', 'a.test'], headersTimeout: 20_000, ...options },
+    {
+      path: '/',
+      method: 'GET',
+      headers: ['Host', 'a.test'],
+      headersTimeout: 20_000,
+      ...options,
+      body: sent as Readable
+    },
     {
       onRequestStart(controller, context) {
         handler.onRequestStart?.(controller, context)
@@ -292,6 +301,24 @@ await t.test('silence: time-outs, of events none; the connection is in doubt the
     code: 'UND_ERR_HEADERS_TIMEOUT'
   })
   t.equal(server.sessions.length, 2)
+})
+
+await t.test('a body that is held, no faster than it is taken', async t => {
+  const bytes = bodyOf(1, 1_000_000)
+  await using server = await startHttp2((stream, headers) => {
+    if (headers[':path'] === '/none') return
+    stream.respond({ ':status': 200 })
+    if (headers[':path'] === '/early') stream.end('early')
+    else stream.pipe(stream)
+  })
+  await using pool = openPool(server.port)
+  const send = (path: string) =>
+    call(pool, { method: 'POST', path, body: HeldBody.of(bytes), writeTimeout: 300 })
+  const { body } = await send('/echo')
+  t.ok(Buffer.from(body, 'latin1').equals(bytes))
+  t.equal((await send('/early')).body, 'early')
+  await t.rejects(send('/none'), { code: 'POSTERN_WRITE_TIMEOUT' })
+  t.equal((await call(pool, { method: 'POST', body: HeldBody.of(Buffer.alloc(0)) })).body, '')
 })
 
 await t.test('closing waits for what is under way and serves who waits', async t => {
