@@ -4,15 +4,16 @@ import http, { type IncomingMessage, type ServerResponse } from 'node:http'
 import http2 from 'node:http2'
 import https from 'node:https'
 import net, { type AddressInfo, type Socket } from 'node:net'
-import type { SecureContext, TLSSocket, TlsOptions } from 'node:tls'
+import tls, { type SecureContext, type TLSSocket, type TlsOptions } from 'node:tls'
 import { type FastifyInstance, fastify } from 'fastify'
+import { askedName } from './listener/client-hello.ts'
 import { guardSession } from './listener/http2-guard.ts'
 import { isHttp2Preface, readPreamble, takeProxyHeader } from './listener/proxy-protocol.ts'
 import { type ParserError, Refusals } from './listener/refusal.ts'
 import { turnsOf } from './listener/turns.ts'
 import type { ExchangeOptions, RawRequest, RawResponse } from './proxy/exchange.ts'
 import type { Handler } from './proxy/handler.ts'
-import type { CertificateStore, ContextPolicy } from './proxy/tls.ts'
+import type { CertificateStore, ContextPolicy, Material } from './proxy/tls.ts'
 import { isWebSocketUpgrade, type WebSockets } from './proxy/websocket.ts'
 
 /** Bounds of what clients may take. */
@@ -147,6 +148,7 @@ export async function openServer(options: ServerOptions): Promise<Listening> {
 
   // The last of these comes first: connections count before anything is read of them.
   if (second !== undefined) routeHttp2(server, second, options)
+  if (options.ssl) routePairs(server, options)
   intercept(server, 'connection', (socket, next) => {
     if (!admit(socket)) {
       if (options.ssl || options.proxyProtocol) socket.destroy()
@@ -169,7 +171,8 @@ export async function openServer(options: ServerOptions): Promise<Listening> {
   return {
     port,
     renewCertificate() {
-      if ('setSecureContext' in server) server.setSecureContext(secureContext(options))
+      if (!('setSecureContext' in server)) return
+      server.setSecureContext(secureContext(options, options.certificates()))
     },
     closeIdle() {
       server.closeIdleConnections()
@@ -217,6 +220,42 @@ function routeHttp2(server: Server, second: http2.Http2Server, options: ServerOp
     readPreamble(socket, options.limits.headerTimeout, bytes => {
       const decided = isHttp2Preface(bytes)
       return decided === undefined ? undefined : { skip: 0, next: decided ? toHttp2 : next }
+    })
+  })
+}
+
+/**
+ * Hands connections that ask for a name with a pair of certificates to a TLS server with that pair for
+ * its own, so that OpenSSL chooses of both: Node takes one certificate over from a context chosen
+ * during the handshake. Nothing is read ahead where no name has a pair.
+ */
+function routePairs(server: Server, options: ServerOptions): void {
+  const servers = new WeakMap<Material, tls.Server>()
+  const serverOf = (pair: Material, store: CertificateStore): tls.Server => {
+    const standing = servers.get(pair)
+    if (standing !== undefined) return standing
+    const made = tls.createServer({
+      ...secureContext(options, store, pair),
+      ...handshakeOptions(options)
+    })
+    made.on('secureConnection', socket => server.emit('secureConnection', socket))
+    made.on('tlsClientError', (error, socket) => server.emit('tlsClientError', error, socket))
+    servers.set(pair, made)
+    return made
+  }
+  intercept(server, 'connection', (socket, next) => {
+    if (!options.certificates().hasPairs) {
+      next()
+      return
+    }
+    readPreamble(socket, options.limits.headerTimeout, bytes => {
+      const name = askedName(bytes)
+      if (name === undefined) return undefined
+      const store = options.certificates()
+      const pair = store.pair(name)
+      if (pair === undefined) return { skip: 0, next }
+      const own = serverOf(pair, store)
+      return { skip: 0, next: () => own.emit('connection', socket) }
     })
   })
 }
@@ -291,31 +330,44 @@ function createHttp2Server({ limits }: ServerOptions): http2.Http2Server {
   })
 }
 
-function secureContext({ tls, certificates }: ServerOptions): TlsOptions {
-  const { unnamed, policy } = certificates()
+/** What TLS needs with the certificate `of` a store, its default when none is told. */
+function secureContext(
+  { tls: { ticketKeys } }: ServerOptions,
+  { unnamed, policy }: CertificateStore,
+  of: Material = unnamed
+): TlsOptions {
   return {
-    cert: [...unnamed.cert],
-    key: [...unnamed.key],
+    cert: [...of.cert],
+    key: [...of.key],
     ...policy,
-    ticketKeys: ticketKeys(tls.ticketKeys, policy.ca)
+    ticketKeys: ticketKeysFor(ticketKeys, policy.ca)
   }
 }
 
 /** A session that was opened under other authorities is not resumed: its client is verified anew. */
-function ticketKeys(shared: Uint8Array, authorities: ContextPolicy['ca']): Buffer {
+function ticketKeysFor(shared: Uint8Array, authorities: ContextPolicy['ca']): Buffer {
   const mixed = createHmac('sha384', shared)
   if (authorities !== undefined) mixed.update(String(authorities))
   return mixed.digest()
 }
 
+/** How a handshake goes, whatever the certificate. */
+function handshakeOptions({ limits, http2, tls: { requestCert } }: ServerOptions): TlsOptions {
+  return {
+    handshakeTimeout: limits.headerTimeout,
+    ALPNProtocols: http2 ? ['h2', 'http/1.1'] : ['http/1.1'],
+    // Who may come without is decided per request, which can be told so; a handshake cannot.
+    requestCert,
+    rejectUnauthorized: false
+  }
+}
+
 function tlsOptions(options: ServerOptions): TlsOptions {
   return {
-    ...secureContext(options),
-    handshakeTimeout: options.limits.headerTimeout,
-    ALPNProtocols: options.http2 ? ['h2', 'http/1.1'] : ['http/1.1'],
-    // Who may come without is decided per request, which can be told so; a handshake cannot.
-    requestCert: options.tls.requestCert,
-    rejectUnauthorized: false,
+    ...secureContext(options, options.certificates()),
+    ...handshakeOptions(options),
+    // Node 24.20 made a chosen context replace every certificate of the connection. Before, a default
+    // one of another key type stayed among them: clients were shown the certificate of another name.
     SNICallback(
       servername: string,
       done: (error: Error | null, context?: SecureContext) => void

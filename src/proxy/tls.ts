@@ -21,11 +21,19 @@ export interface CertificateStore {
   readonly unnamed: Material
   /** What TLS is held to, with any certificate. */
   readonly policy: ContextPolicy
+  /** Whether any name has a pair: {@link pair} gives none otherwise. */
+  readonly hasPairs: boolean
   /**
-   * The best certificate for the name a client asked for; undefined is {@link unnamed}. Throws
+   * The best certificate for the name a client asked for; undefined is {@link unnamed}. Of a pair it
+   * is the RSA one, since Node takes one certificate of a context over into a connection. Throws
    * POSTERN_CERTIFICATE_UNAVAILABLE for a name whose own certificate has no value now.
    */
   context(servername: string): SecureContext | undefined
+  /**
+   * The certificate for the name when that is a pair of an RSA and an ECDSA one, of which a server
+   * that has both can choose for each client; the same object for every name of a pair.
+   */
+  pair(servername: string): Material | undefined
 }
 
 /** The name that stands for every other one. */
@@ -36,10 +44,12 @@ function materialOf(certificate: Certificate): Material {
   if (certificate.cert_alt !== undefined && certificate.key_alt !== undefined) {
     pairs.push([certificate.cert_alt.reveal(), certificate.key_alt.reveal()])
   }
-  // For a name that was asked for, Node serves the last of a pair alone: RSA, which every client speaks.
+  // Where one must do, Node takes the last: RSA, which every client speaks.
   if (pairs.length > 1 && isRsa(pairs[0]![0])) pairs.reverse()
   return { cert: pairs.map(([cert]) => cert), key: pairs.map(([, key]) => key) }
 }
+
+const isPair = ({ cert }: Material): boolean => cert.length > 1
 
 const isRsa = (certificate: string): boolean =>
   new X509Certificate(certificate).publicKey.asymmetricKeyType === 'rsa'
@@ -50,11 +60,21 @@ export type ContextPolicy = Pick<
   'minVersion' | 'maxVersion' | 'ciphers' | 'ca'
 >
 
-function contextOf({ cert, key }: Material, policy: ContextPolicy): SecureContext {
-  return createSecureContext({ ...policy, cert: [...cert], key: [...key] })
+/** A certificate and the context made of it. */
+interface Named {
+  readonly material: Material
+  readonly context: SecureContext
 }
 
-/** Stands for the context of a certificate that has no value now. */
+function named(material: Material, policy: ContextPolicy): Named {
+  const { cert, key } = material
+  return {
+    material,
+    context: createSecureContext({ ...policy, cert: [...cert], key: [...key] })
+  }
+}
+
+/** Stands for a certificate that has no value now. */
 const UNAVAILABLE = Symbol('unavailable')
 const NO_CERTIFICATE: Material = { cert: [], key: [] }
 
@@ -70,21 +90,22 @@ export function compileCertificates(
   fallback: KeyPair,
   policy: ContextPolicy = { minVersion: 'TLSv1.2' }
 ): CertificateStore {
-  const materials = new Map(
-    certificates.map(certificate => [certificate.id, materialOf(certificate)])
+  const byId = new Map(
+    certificates.map(certificate => [certificate.id, named(materialOf(certificate), policy)])
   )
-  const contexts = new Map(
-    [...materials].map(([id, material]) => [id, contextOf(material, policy)])
-  )
-  const byName = new Map<string, SecureContext | typeof UNAVAILABLE>()
+  const byName = new Map<string, Named | typeof UNAVAILABLE>()
+  let hasPairs = false
   let unnamed: Material =
     fallback.cert === '' ? NO_CERTIFICATE : { cert: [fallback.cert], key: [fallback.key] }
   for (const { name, certificate } of snis) {
-    byName.set(name.toLowerCase(), contexts.get(certificate.id) ?? UNAVAILABLE)
+    const found = byId.get(certificate.id)
+    byName.set(name.toLowerCase(), found ?? UNAVAILABLE)
     // Without any, every handshake that comes to it fails.
-    if (name === DEFAULT) unnamed = materials.get(certificate.id) ?? NO_CERTIFICATE
+    if (name === DEFAULT) unnamed = found?.material ?? NO_CERTIFICATE
+    else hasPairs ||= found !== undefined && isPair(found.material)
   }
-  const find = (name: string) => {
+  const find = (servername: string) => {
+    const name = servername.toLowerCase()
     const exact = byName.get(name)
     if (exact !== undefined) return exact
     const first = name.indexOf('.')
@@ -97,10 +118,16 @@ export function compileCertificates(
   return {
     unnamed,
     policy,
+    hasPairs,
     context(servername) {
-      const found = find(servername.toLowerCase())
+      const found = find(servername)
       if (found === UNAVAILABLE) throw new CertificateUnavailable(servername)
-      return found
+      return found?.context
+    },
+    pair(servername) {
+      const found = find(servername)
+      if (found === undefined || found === UNAVAILABLE) return undefined
+      return isPair(found.material) ? found.material : undefined
     }
   }
 }
