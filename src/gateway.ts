@@ -700,7 +700,6 @@ class ControlThread implements Gateway {
       status: async () => ({
         version,
         uptime: Math.round((performance.now() - this.#began) / 1000),
-        workers: { configured: this.settings.workers, serving: this.#threads?.serving ?? 0 },
         ...(await this.#traffic()),
         memory: process.memoryUsage.rss(),
         configuration: {
@@ -745,11 +744,18 @@ class ControlThread implements Gateway {
 
   /** What the data-plane threads do now, in sum, and how late each of them is. */
   async #traffic() {
-    const stats = [...((await this.#threads?.stats()) ?? [])]
+    const told = [...((await this.#threads?.stats()) ?? [])]
+    const stats = told.flatMap(([thread, of]) => (of === undefined ? [] : [{ thread, ...of }]))
+    const unresponsive = told.filter(([, of]) => of === undefined).map(([thread]) => thread)
     return {
-      inFlight: stats.reduce((sum, [, { inFlight }]) => sum + inFlight, 0),
-      webSockets: stats.reduce((sum, [, { webSockets }]) => sum + webSockets, 0),
-      event_loop_delay: stats.map(([thread, { delay }]) => ({ thread, ...delay }))
+      workers: {
+        configured: this.settings.workers,
+        serving: this.#threads?.serving ?? 0,
+        unresponsive
+      },
+      inFlight: stats.reduce((sum, { inFlight }) => sum + inFlight, 0),
+      webSockets: stats.reduce((sum, { webSockets }) => sum + webSockets, 0),
+      event_loop_delay: stats.map(({ thread, delay }) => ({ thread, ...delay }))
     }
   }
 
@@ -762,11 +768,11 @@ class ControlThread implements Gateway {
 
   async #renderMetrics(): Promise<string> {
     const { config, set } = this.#loaded ?? {}
-    const { inFlight, webSockets, event_loop_delay } = await this.#traffic()
+    const { workers, inFlight, webSockets, event_loop_delay } = await this.#traffic()
     return this.#metrics.render({
       version,
       startedAt: this.#startedAt,
-      workers: { configured: this.settings.workers, serving: this.#threads?.serving ?? 0 },
+      workers,
       inFlight,
       webSockets,
       delays: event_loop_delay,

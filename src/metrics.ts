@@ -20,10 +20,16 @@ export interface MetricsState {
   readonly version: string
   /** Unix milliseconds. */
   readonly startedAt: number
-  readonly workers: { readonly configured: number; readonly serving: number }
+  readonly workers: {
+    readonly configured: number
+    readonly serving: number
+    /** Numbers of the threads that did not tell of themselves in time. */
+    readonly unresponsive: readonly number[]
+  }
+  /** Of the threads that told it, as the following. */
   readonly inFlight: number
   readonly webSockets: number
-  /** Of each data-plane thread. */
+  /** Of each data-plane thread that told it. */
   readonly delays: readonly (LoopDelay & { readonly thread: number })[]
   /** Sum of the counts of all threads. */
   readonly requests: RequestCounts
@@ -103,7 +109,19 @@ export class Metrics {
     text.sample({ state: 'serving' }, workers.serving)
   }
 
-  #traffic(text: Exposition, { requests, inFlight, webSockets, delays }: MetricsState): void {
+  #traffic(text: Exposition, state: MetricsState): void {
+    const { requests, inFlight, webSockets, delays, workers } = state
+    text.family(
+      'postern_worker_unresponsive',
+      'gauge',
+      'Whether a data-plane thread did not tell of itself within a second.'
+    )
+    const told = delays.map(({ thread }) => [thread, 0] as const)
+    for (const [thread, value] of [
+      ...told,
+      ...workers.unresponsive.map(each => [each, 1] as const)
+    ])
+      text.sample({ thread: `${thread}` }, value)
     text.family('postern_requests_total', 'counter', 'Requests answered, by class of status.')
     let count = 0
     for (const digit of [1, 2, 3, 4, 5, 0]) {

@@ -38,6 +38,8 @@ interface Thread {
   readonly counts: RequestCounts
   readonly first: boolean
   listening: boolean
+  /** The question for its figures that it has not answered yet. */
+  asked: Promise<ThreadStats | undefined> | undefined
   /** What ended it; undefined while it lives, and when it ended without an error. */
   failure: Error | undefined
 }
@@ -54,6 +56,8 @@ function asSent(change: Change): Update {
   return { generation: { config: pack(config), secrets: toColumns(secrets), tls } }
 }
 
+/** Milliseconds in which a thread tells its figures, or counts as unresponsive. */
+const STATS_TIMEOUT = 1000
 /** Longest pause before a thread that keeps dying is started again, in milliseconds. */
 const MAX_RESTART_DELAY = 5000
 
@@ -168,6 +172,7 @@ export class Threads {
       counts,
       first: data.first,
       listening: false,
+      asked: undefined,
       failure: undefined
     }
     this.#threads.set(number, thread)
@@ -259,15 +264,23 @@ export class Threads {
     return sum
   }
 
-  /** What each thread that answers tells of itself, by its number. */
-  async stats(): Promise<ReadonlyMap<number, ThreadStats>> {
-    const threads = [...this.#threads.values()]
-    const told = await Promise.allSettled(threads.map(({ calls }) => calls.stats()))
-    const stats = new Map<number, ThreadStats>()
-    for (const [index, result] of told.entries()) {
-      if (result.status === 'fulfilled') stats.set(threads[index]!.number, result.value)
-    }
-    return stats
+  /**
+   * What each serving thread tells of itself, by its number; undefined for one that does not answer
+   * within a second. However many ask, a thread is asked once at a time.
+   */
+  async stats(): Promise<ReadonlyMap<number, ThreadStats | undefined>> {
+    const threads = [...this.#threads.values()].filter(({ listening }) => listening)
+    const late = Promise.withResolvers<undefined>()
+    const timer = setTimeout(late.resolve, STATS_TIMEOUT, undefined)
+    const told = await Promise.all(
+      threads.map(thread => Promise.race([statsOf(thread), late.promise]))
+    )
+    clearTimeout(timer)
+    return new Map(
+      threads
+        .map(({ number }, index) => [number, told[index]] as const)
+        .filter(([number]) => this.#threads.has(number))
+    )
   }
 
   /** Drains every thread, at most `timeout` milliseconds, then ends it. */
@@ -283,6 +296,17 @@ export class Threads {
       })
     )
   }
+}
+
+/** Undefined when the thread ends meanwhile. */
+function statsOf(thread: Thread): Promise<ThreadStats | undefined> {
+  thread.asked ??= thread.calls
+    .stats()
+    .catch(() => undefined)
+    .finally(() => {
+      thread.asked = undefined
+    })
+  return thread.asked
 }
 
 function addTo(sum: RequestCounts, counts: RequestCounts): void {

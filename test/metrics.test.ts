@@ -14,7 +14,7 @@ t.setTimeout(120_000)
 const IDLE: MetricsState = {
   version: '1.2.3',
   startedAt: 1_700_000_000_000,
-  workers: { configured: 2, serving: 1 },
+  workers: { configured: 2, serving: 1, unresponsive: [] },
   inFlight: 0,
   webSockets: 0,
   delays: [],

@@ -266,7 +266,7 @@ t.test('of a running gateway', async t => {
   )
   t.match((await gateway.status('/status')).json(), {
     version: /^\d/,
-    workers: { configured: 1, serving: 1 },
+    workers: { configured: 1, serving: 1, unresponsive: [] },
     inFlight: 0,
     event_loop_delay: [{ thread: 1, p50: Number, p99: Number, max: Number }],
     configuration: { loads: 1, services: 1, routes: 1, plugins: 1 }
