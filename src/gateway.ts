@@ -56,6 +56,7 @@ import type { WebhookSecret } from './webhooks/webhooks.ts'
 
 /** An open address of the data plane. */
 export interface OpenListener {
+  /** `unix:` and the path for a Unix socket, whose port is 0. */
   readonly host: string
   readonly port: number
   readonly ssl: boolean
@@ -257,9 +258,7 @@ class ControlThread implements Gateway {
     this.#log.info(
       {
         version,
-        listen: this.listeners.map(
-          ({ host, port, ssl }) => `${ssl ? 'https' : 'http'}://${host}:${port}`
-        ),
+        listen: this.listeners.map(textOf),
         status: this.statusUrl,
         webhooks: this.webhookUrl,
         workers: settings.workers,
@@ -881,8 +880,19 @@ function concerns(
   return names === undefined || names.some(name => name.toLowerCase() === resource)
 }
 
-function urlOf({ host, port }: { readonly host: string; readonly port: number }): string {
-  return `http://${host.includes(':') ? `[${host}]` : host}:${port}`
+function urlOf(
+  { host, port }: { readonly host: string; readonly port: number },
+  scheme = 'http'
+): string {
+  return `${scheme}://${host.includes(':') ? `[${host}]` : host}:${port}`
+}
+
+/** A listener as people read it: the URL of an address, or `unix:/path (http)`. */
+function textOf(listener: OpenListener): string {
+  const scheme = listener.ssl ? 'https' : 'http'
+  return listener.host.startsWith('unix:')
+    ? `${listener.host} (${scheme})`
+    : urlOf(listener, scheme)
 }
 
 function countEntities(config: Config): Readonly<Record<string, number>> {

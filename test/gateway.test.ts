@@ -1,9 +1,9 @@
 import { once } from 'node:events'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import type http from 'node:http'
+import http from 'node:http'
 import net from 'node:net'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import t, { type Test } from 'tap'
 import { startGateway, startUpstream, until } from './harness.ts'
 import { startProcess } from './process.ts'
@@ -220,4 +220,23 @@ t.test('an error nobody caught is one line of the log, and exit code 1', async t
   t.equal(code, 1)
   t.match(stdout, /"level":"fatal".*nobody caught this/)
   t.notMatch(stderr, /nobody caught this/)
+})
+
+t.test('the start tells each listener as people read it', async t => {
+  await using upstream = await startUpstream()
+  const { path } = configFile(t, proxied(upstream.url))
+  const [plain, secure] = ['p', 's'].map(name => `unix:${join(dirname(path), name)}`)
+  await using gateway = await startProcess(path, {
+    POSTERN_PROXY_LISTEN: `127.0.0.1:0, 127.0.0.1:0 ssl, ${plain}, ${secure} ssl`
+  })
+  t.match(gateway.lines().find(({ msg }) => msg === 'serving').listen, [
+    /^http:\/\/127\.0\.0\.1:\d+$/,
+    /^https:\/\/127\.0\.0\.1:\d+$/,
+    `${plain} (http)`,
+    `${secure} (https)`
+  ])
+  const answer = await new Promise<http.IncomingMessage>((resolve, reject) =>
+    http.get({ socketPath: plain!.slice('unix:'.length) }, resolve).on('error', reject)
+  )
+  t.equal(answer.resume().statusCode, 200)
 })
