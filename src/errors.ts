@@ -95,6 +95,16 @@ export const BodyTimeout = createError(
   'The client sent no more of the request body in time',
   408
 )
+export const TrailersTooMany = createError<[number]>(
+  'POSTERN_TRAILERS_TOO_MANY',
+  'The request has more than %s trailers',
+  400
+)
+export const UpstreamTrailers = createError<[number]>(
+  'POSTERN_UPSTREAM_TRAILERS',
+  'The response of the upstream has more than %s trailers',
+  502
+)
 export const UpgradeRefused = createError<[string]>(
   'POSTERN_UPSTREAM_UPGRADE',
   'The upstream switches protocols in a way the client did not ask for: %s',

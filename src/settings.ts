@@ -367,7 +367,7 @@ export const settingsTable = {
   maxHeaders: setting('POSTERN_MAX_HEADERS', {
     default: '200',
     parse: whole(10, 1000),
-    doc: 'Fields of a request head, above which the answer is 400.'
+    doc: 'Fields of a request head, and trailers of a request, above which the answer is 400. A response with more trailers is cut off.'
   }),
   maxUriSize: setting('POSTERN_MAX_URI_SIZE', {
     default: '8k',

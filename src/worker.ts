@@ -238,7 +238,8 @@ async function listen(): Promise<readonly number[]> {
           realIpHeader: settings.realIpHeader.toLowerCase(),
           realIpRecursive: settings.realIpRecursive,
           maxBufferedBody: settings.maxBufferedBody,
-          bodyTimeout: settings.requestBodyTimeout * 1000
+          bodyTimeout: settings.requestBodyTimeout * 1000,
+          maxTrailers: settings.maxHeaders
         }
       })
     )

@@ -3,7 +3,7 @@ import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from 'node:
 import type { Http2ServerRequest, Http2ServerResponse } from 'node:http2'
 import { isIP, type Socket } from 'node:net'
 import type { TLSSocket } from 'node:tls'
-import { BodyAborted, BodyTimeout, BodyTooLarge } from '../errors.ts'
+import { BodyAborted, BodyTimeout, BodyTooLarge, TrailersTooMany } from '../errors.ts'
 import { proxiedAddress } from '../listener/proxy-protocol.ts'
 import type { Instance } from '../plugins/instance.ts'
 import type {
@@ -43,6 +43,8 @@ export interface ExchangeOptions {
   readonly maxBufferedBody: number
   /** Milliseconds between two reads of a request body. */
   readonly bodyTimeout: number
+  /** Most trailers of a request or response: as many as a head may have fields. */
+  readonly maxTrailers: number
 }
 
 /** A Host or `X-Forwarded-Host` split into name and port. */
@@ -447,6 +449,14 @@ export class HttpExchange implements Exchange {
     }
   }
 
+  /** What is wrong with the trailers of a body that has ended; undefined when nothing is. */
+  trailersProblem(): Error | undefined {
+    const { maxTrailers } = this.options
+    return this.raw.rawTrailers.length > maxTrailers * 2
+      ? new TrailersTooMany(maxTrailers)
+      : undefined
+  }
+
   body(limit = this.options.maxBufferedBody): Promise<Buffer> {
     this.#buffered ??= this.#buffer(Math.min(limit, this.options.maxBufferedBody))
     return this.#buffered
@@ -470,7 +480,11 @@ export class HttpExchange implements Exchange {
           block.append(chunk)
         }
       })
-      raw.once('end', resolve)
+      raw.once('end', () => {
+        const problem = this.trailersProblem()
+        if (problem === undefined) resolve()
+        else reject(problem)
+      })
       raw.once('close', () => reject(new BodyAborted()))
       raw.once('error', () => reject(new BodyAborted()))
     }).finally(() => clearTimeout(timer))

@@ -161,7 +161,8 @@ const STATUSES: Readonly<Record<string, number>> = {
   POSTERN_SECRET_UNAVAILABLE: 503,
   POSTERN_BODY_TIMEOUT: 408,
   POSTERN_BODY_TOO_LARGE: 413,
-  POSTERN_BODY_ABORTED: 400
+  POSTERN_BODY_ABORTED: 400,
+  POSTERN_TRAILERS_TOO_MANY: 400
 }
 
 /** What the client is told of failures that are not the upstream's. */

@@ -31,6 +31,7 @@ export interface ForwardOwner {
   informational(exchange: HttpExchange, status: number, headers: IncomingHttpHeaders): void
   /** The upstream took the upgrade: `socket`, paused, speaks the other protocol. */
   upgraded(exchange: HttpExchange, rawHeaders: readonly (Buffer | string)[], socket: Socket): void
+  /** Hands trailers on, before the response ends. Throws when they are too many. */
   trailers(exchange: HttpExchange, rawTrailers: readonly (Buffer | string)[]): void
   /** No attempt succeeded, or none is left; `error` undefined means there was no peer to try. */
   failed(exchange: HttpExchange, error: Error | undefined): void
@@ -48,6 +49,7 @@ const NOT_REPEATABLE = new Set(['POST', 'LOCK', 'PATCH'])
 const FINAL = new Set([
   'POSTERN_BODY_TOO_LARGE',
   'POSTERN_BODY_ABORTED',
+  'POSTERN_TRAILERS_TOO_MANY',
   'POSTERN_WRITE_TIMEOUT',
   'POSTERN_UPSTREAM_QUEUE_TIMEOUT',
   'UND_ERR_INVALID_ARG',
@@ -354,7 +356,15 @@ export class Forward implements BorrowingHandler, Ending {
     if (this.#ended) return
     this.#finish()
     const trailers = controller.rawTrailers as readonly (Buffer | string)[] | null | undefined
-    if (trailers != null && trailers.length > 0) this.#owner.trailers(this.#exchange, trailers)
+    if (trailers != null && trailers.length > 0) {
+      try {
+        this.#owner.trailers(this.#exchange, trailers)
+      } catch (error) {
+        // Its head is out.
+        this.#exchange.rawResponse.destroy(error as Error)
+        return
+      }
+    }
     this.end()
   }
 

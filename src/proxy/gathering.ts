@@ -54,7 +54,7 @@ export class Gathering {
 
   readonly #onEnd = (): void => {
     this.body.whole = true
-    this.#conclude(undefined)
+    this.#conclude(this.#exchange.trailersProblem())
   }
 
   readonly #onGone = (): void => this.#conclude(new BodyAborted())

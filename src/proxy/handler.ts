@@ -1,6 +1,7 @@
 import type { IncomingHttpHeaders, ServerResponse } from 'node:http'
 import type { Http2ServerResponse, OutgoingHttpHeaders } from 'node:http2'
 import type { Socket } from 'node:net'
+import { UpstreamTrailers } from '../errors.ts'
 import { linger } from '../listener/turns.ts'
 import type { Chains } from '../plugins/chain.ts'
 import { runAccess, runLog, runPhase } from '../plugins/chain.ts'
@@ -461,6 +462,15 @@ export class Handler implements ForwardOwner, GatheringOwner {
 
   trailers(exchange: HttpExchange, rawTrailers: readonly (Buffer | string)[]): void {
     if (!wantsTrailers(exchange)) return
+    const { maxTrailers } = exchange.options
+    if (rawTrailers.length > maxTrailers * 2) {
+      const error = new UpstreamTrailers(maxTrailers)
+      this.#options.log.error(
+        { request_id: exchange.id, code: error.code, service: exchange.service?.name },
+        `a response was cut off: ${error.message}`
+      )
+      throw error
+    }
     const fields = filterTrailers(rawTrailers)
     if (exchange.http2) {
       const trailers: Record<string, string> = {}
@@ -569,13 +579,14 @@ export class Handler implements ForwardOwner, GatheringOwner {
   }
 
   readonly #hookFailed = (exchange: Exchange, instance: Instance, error: unknown): void => {
-    const status = (error as { statusCode?: number }).statusCode
-    this.#options.log.error(
+    // A body that a hook reads may be the client's fault.
+    const { status, message } = upstreamFailure(error as Error)
+    this.#options.log[status < 500 ? 'debug' : 'error'](
       { request_id: exchange.id, plugin: instance.plugin.name, err: error },
       `plugin ${instance.plugin.name} failed`
     )
     if (exchange.response.status !== 0) return
-    if (status === 413) exchange.error(413, 'Payload too large')
+    if (status < 500) exchange.error(status, message)
     else this.#fail(exchange as HttpExchange, 500, 'An unexpected error occurred')
   }
 

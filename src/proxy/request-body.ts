@@ -137,6 +137,11 @@ export class RequestBody extends Readable {
 
   readonly #onEnd = (): void => {
     clearTimeout(this.#timer)
+    const problem = this.#exchange.trailersProblem()
+    if (problem !== undefined) {
+      this.destroy(problem)
+      return
+    }
     const fields = filterTrailers(this.#exchange.raw.rawTrailers)
     for (let i = 0; i < fields.length; i += 2) this.trailers += `${fields[i]}: ${fields[i + 1]}\r\n`
     this.push(null)

@@ -36,6 +36,7 @@ function exchangeOf({ target = '/', method = 'GET', headers = {}, remote, option
     realIpHeader: 'x-real-ip',
     realIpRecursive: false,
     maxBufferedBody: 10,
+    maxTrailers: 2,
     bodyTimeout: 60_000,
     ...options
   })
@@ -202,6 +203,11 @@ await t.test('bodies are gathered once, within the limit', async t => {
   const lower = exchangeOf({ method: 'POST' })
   ;(lower.raw as IncomingMessage).push('xxxx')
   await t.rejects(lower.body(3), { code: 'POSTERN_BODY_TOO_LARGE' })
+
+  const many = exchangeOf({ method: 'POST' })
+  ;(many.raw as IncomingMessage).rawTrailers.push('a', '1', 'b', '2', 'c', '3')
+  ;(many.raw as IncomingMessage).push(null)
+  await t.rejects(many.body(), { code: 'POSTERN_TRAILERS_TOO_MANY', statusCode: 400 })
 
   const cut = exchangeOf({ method: 'POST' })
   const pending = cut.body()
