@@ -315,8 +315,9 @@ function createServer(options: ServerOptions): Server {
 
 function createHttp2Server({ limits }: ServerOptions): http2.Http2Server {
   return http2.createServer({
-    // The pseudo-header fields count too.
-    maxHeaderListPairs: limits.maxHeaders + 4,
+    // The handler counts, and tells why it refuses; who sends far more has the stream reset. The
+    // pseudo-header fields count here.
+    maxHeaderListPairs: limits.maxHeaders * 2 + 4,
     maxSessionInvalidFrames: 100,
     maxSessionRejectedStreams: 100,
     maxSettings: 16,

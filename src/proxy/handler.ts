@@ -209,7 +209,8 @@ export class Handler implements ForwardOwner, GatheringOwner {
   #exceeded({ target, rawHeaders, headers, httpVersion }: ClientRequest) {
     const { maxUriSize, maxHeaders } = this.#options
     if (target.length > maxUriSize) return URI_TOO_LONG
-    if (rawHeaders.length > maxHeaders * 2) return HEADERS_TOO_LARGE
+    if (rawHeaders.length > maxHeaders * 2 && fieldsIn(rawHeaders) > maxHeaders)
+      return HEADERS_TOO_LARGE
     if (this.maxBodySize > 0 && Number(headers['content-length']) > this.maxBodySize) {
       return BODY_TOO_LARGE
     }
@@ -644,6 +645,13 @@ function onClose(this: RawResponse): void {
   if (pinned === undefined) return
   ;(this as Carrier)[EXCHANGE] = undefined as never
   pinned.handler.finish(pinned)
+}
+
+/** Fields of a head without the pseudo-header fields, which stand before them (RFC 9113 §8.3). */
+function fieldsIn(rawHeaders: readonly string[]): number {
+  let at = 0
+  while (rawHeaders[at]?.startsWith(':')) at += 2
+  return (rawHeaders.length - at) / 2
 }
 
 /** Whether a request carries content (RFC 9112 §6: its framing fields say so). */

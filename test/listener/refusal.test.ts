@@ -1,4 +1,5 @@
 import { once } from 'node:events'
+import http2 from 'node:http2'
 import net from 'node:net'
 import t from 'tap'
 import { startGateway, startUpstream, until } from '../harness.ts'
@@ -142,4 +143,55 @@ await t.test('more connections than may be open are refused at once', async t =>
     async () => statuses(await raw(gateway.port, GET, 'request'))[0] === 200,
     'a place to become free'
   )
+})
+
+await t.test('what HTTP/2 clients see of the limits of a head', async t => {
+  await using upstream = await startUpstream()
+  await using gateway = await startGateway(
+    { services: [{ name: 'up', url: upstream.url, routes: [{ name: 'all', paths: ['/'] }] }] },
+    {
+      env: {
+        POSTERN_PROXY_LISTEN: '127.0.0.1:0 http2',
+        POSTERN_MAX_HEADERS: '20',
+        POSTERN_MAX_HEADER_SIZE: '8k',
+        POSTERN_MAX_URI_SIZE: '1000'
+      }
+    }
+  )
+  const connect = (): http2.ClientHttp2Session => {
+    const session = http2.connect(gateway.url, { maxSendHeaderBlockLength: 10_000_000 })
+    t.teardown(() => session.destroy())
+    session.on('error', () => {})
+    return session
+  }
+  const ask = (session: http2.ClientHttp2Session, headers: http2.OutgoingHttpHeaders) =>
+    new Promise<unknown>(resolve => {
+      const stream = session.request({ ':path': '/', ...headers })
+      stream.on('response', fields => resolve(fields[':status']))
+      stream.on('error', () => {})
+      stream.on('close', () => resolve(`reset ${stream.rstCode}`))
+      stream.resume()
+    })
+  const fields = (count: number): http2.OutgoingHttpHeaders =>
+    Object.fromEntries(Array.from({ length: count }, (_, index) => [`x-${index}`, 'y']))
+  const session = connect()
+  const calm = `reset ${http2.constants.NGHTTP2_ENHANCE_YOUR_CALM}`
+  t.equal(await ask(session, fields(20)), 200)
+  t.equal(await ask(session, fields(21)), 400)
+  t.equal(await ask(session, fields(40)), 400)
+  t.equal(await ask(session, fields(41)), calm)
+  t.equal(await ask(session, { 'x-big': 'y'.repeat(7000) }), 200)
+  t.equal(await ask(session, { 'x-big': 'y'.repeat(8192) }), calm)
+  t.equal(await ask(session, { ':path': `/${'p'.repeat(1000)}` }), 414)
+  const crumbs = Array.from({ length: 21 }, (_, index) => `c${index}=1`)
+  t.equal(await ask(session, { cookie: crumbs }), 400, 'each part of a cookie counts')
+  t.equal(await ask(session, { cookie: crumbs.join('; ') }), 200)
+  t.equal(await ask(session, {}), 200, 'the connection lasts')
+  const other = connect()
+  const gone = new Promise(resolve => other.on('close', resolve))
+  // A value that compresses badly.
+  const far = ask(other, { 'x-big': '~'.repeat(200_000) })
+  await gone
+  t.equal(await far, `reset ${http2.constants.NGHTTP2_COMPRESSION_ERROR}`)
+  t.equal(await ask(session, {}), 200, 'only its own connection ends')
 })
