@@ -6,7 +6,7 @@ import t from 'tap'
 import { type CertificateStore, compileCertificates } from '../../src/proxy/tls.ts'
 import type { Certificate, Sni } from '../../src/schema/entities.ts'
 import { Secret } from '../../src/vault/secret.ts'
-import { certificateFor } from '../certificates.ts'
+import { certificateFor, rsaCertificateFor } from '../certificates.ts'
 
 const NAMES = ['exact.shop.example', '*.shop.example', 'shop.*', 'other.example'] as const
 const pairs = await Promise.all(NAMES.map(name => certificateFor(name)))
@@ -86,6 +86,29 @@ await t.test('a name without its certificate is shown no other', async t => {
   await t.rejects(shown(starred, 'elsewhere.example'))
   await t.rejects(shown(starred, ''))
   t.equal(await shown(starred, 'shop.test'), 'shop.*')
+})
+
+await t.test('a pair is told by the names it is for', async t => {
+  const rsa = await rsaCertificateFor('other.example')
+  const pair = {
+    ...certificates[3],
+    cert_alt: new Secret(rsa.cert),
+    key_alt: new Secret(rsa.key)
+  } as unknown as Certificate
+  const all = [...certificates.slice(0, 3), pair]
+  const store = compileCertificates(all, [sni('other.example', 3), sni('*.b.example', 3)], fallback)
+  t.ok(store.hasPairs)
+  t.same(store.pair('OTHER.example')?.cert, [pairs[3]!.cert, rsa.cert])
+  t.equal(store.pair('a.b.example'), store.pair('other.example'), 'one for all of its names')
+  t.equal(store.pair('elsewhere.example'), undefined)
+  const none = compileCertificates(
+    all,
+    [sni('shop.*', 2), sni('*', 3), sni('lost.example', 9)],
+    fallback
+  )
+  t.notOk(none.hasPairs, 'nobody asks for the default by a name')
+  t.equal(none.pair('shop.test'), undefined)
+  t.equal(none.pair('lost.example'), undefined, 'nor is one without a value a pair')
 })
 
 await t.test('without any certificate there is a store all the same', async t => {
