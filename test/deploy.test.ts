@@ -15,11 +15,13 @@ interface Manifest {
   readonly kind: string
   readonly data?: Readonly<Record<string, string>>
   readonly spec?: {
+    readonly selector: object
     readonly template: {
       readonly spec: {
         readonly automountServiceAccountToken: boolean
         readonly terminationGracePeriodSeconds: number
         readonly securityContext: Readonly<Record<string, unknown>>
+        readonly topologySpreadConstraints?: readonly object[]
         readonly containers: readonly {
           readonly image: string
           readonly env: readonly { readonly name: string; readonly value: string }[]
@@ -89,6 +91,20 @@ await t.test('the pod is locked down and has time to drain', async t => {
   )
 })
 
+const KEYS = ['kubernetes.io/hostname', 'topology.kubernetes.io/zone']
+
+await t.test('pods are spread over nodes and zones', async t => {
+  const { template, selector } = find('Deployment').spec!
+  t.match(
+    template.spec.topologySpreadConstraints,
+    KEYS.map(topologyKey => ({
+      topologyKey,
+      whenUnsatisfiable: 'ScheduleAnyway',
+      labelSelector: selector
+    }))
+  )
+})
+
 await t.test('manifests, chart and Compose file are of this version', async t => {
   t.equal(find('Deployment').spec!.template.spec.containers[0]!.image, `postern:${version}`)
   t.match(parse(read('helm/postern/Chart.yaml')), { version, appVersion: version })
@@ -125,6 +141,34 @@ await t.test('the chart renders what the manifests have', { skip: lacks }, async
     livenessProbe: { httpGet: { path: '/status' } },
     startupProbe: {}
   })
+})
+
+await t.test('the chart spreads pods as its values say', { skip: lacks }, async t => {
+  const specOf = (values: object) => render(values).find(({ kind }) => kind === 'Deployment')!.spec!
+  const { template, selector } = specOf({})
+  t.match(
+    template.spec.topologySpreadConstraints,
+    KEYS.map(topologyKey => ({
+      topologyKey,
+      maxSkew: 1,
+      whenUnsatisfiable: 'ScheduleAnyway',
+      labelSelector: selector
+    }))
+  )
+  const rule = { topologyKey: 'rack', maxSkew: 2, whenUnsatisfiable: 'DoNotSchedule' }
+  const own = { ...rule, labelSelector: { matchLabels: { role: 'edge' } } }
+  t.same(
+    specOf({ topologySpreadConstraints: [rule, own] }).template.spec.topologySpreadConstraints,
+    [{ ...rule, labelSelector: selector }, own]
+  )
+  t.equal(
+    specOf({ topologySpreadConstraints: [] }).template.spec.topologySpreadConstraints,
+    undefined
+  )
+  t.throws(
+    () => render({ topologySpreadConstraints: [{ ...rule, whenUnsatisfiable: 'Never' }] }),
+    /whenUnsatisfiable/
+  )
 })
 
 await t.test('the chart with other values', { skip: lacks }, async t => {
