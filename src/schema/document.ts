@@ -2,6 +2,7 @@ import type { Node, Pair, Scalar, YAMLError, YAMLMap } from 'yaml'
 import { type Document, isAlias, isMap, isSeq, LineCounter, parseDocument } from 'yaml'
 import { ConfigError, type Place, type Problem } from '../errors.ts'
 import { unquotedReference } from '../vault/reference.ts'
+import { readPlain } from './plain-yaml.ts'
 
 /** Steps from an object to a part of it: property names and array indexes. */
 export type Segments = readonly (string | number)[]
@@ -59,14 +60,20 @@ interface KeyOffsets {
 
 /**
  * A YAML or JSON text as plain data that still knows where each part stands. Aliased parts are
- * shared objects and stand where they are defined.
+ * shared objects and stand where they are defined. Most texts are read by {@link readPlain}, twice
+ * if a place is asked for; all others, the wrong ones among them, by the parser.
  */
 export class SourceDocument {
   readonly file: string
   readonly root: unknown
-  readonly #lines: LineCounter
-  readonly #offsets = new WeakMap<object, number>()
-  readonly #keys = new WeakMap<object, Map<string, KeyOffsets>>()
+  readonly #text: string
+  readonly #lines = new LineCounter()
+  /** Whether the places of parts are noted only when the first is asked for. */
+  readonly #isPlain: boolean
+  /** The parts whose places are noted then. */
+  #placed: unknown
+  readonly #offsets = new Map<object, number>()
+  readonly #keys = new Map<object, Map<string, KeyOffsets>>()
   /** What is wrong without keeping the rest from being read: unquoted references. */
   readonly findings: readonly Problem[]
   readonly #problems: Problem[] = []
@@ -78,7 +85,14 @@ export class SourceDocument {
   /** Throws ConfigError with every syntax problem. */
   constructor(text: string, file: string) {
     this.file = file
-    this.#lines = new LineCounter()
+    this.#text = text
+    this.findings = this.#findings
+    const plain = readPlain(text)
+    this.#isPlain = plain !== undefined
+    if (plain !== undefined) {
+      this.root = plain.root
+      return
+    }
     const document = this.#parse(text)
     const errors: readonly YAMLError[] = [...document.errors, ...document.warnings]
     // Text nested thousands of levels deep exhausts the parser's stack; what it says then is noise.
@@ -87,12 +101,11 @@ export class SourceDocument {
     if (this.#problems.length > 0) throw new ConfigError(this.#problems)
     this.root = this.#convert(document.contents, [], 0).value
     if (this.#problems.length > 0) throw new ConfigError(this.#problems)
-    this.findings = this.#findings
   }
 
   /**
    * The place of what `segments` lead to from `start`, or of the deepest part of it that the text
-   * holds. `base` leads from the document to `start`, for the path alone.
+   * holds. `base` leads from the document to `start`.
    */
   place(
     start: object,
@@ -100,8 +113,8 @@ export class SourceDocument {
     segments: Segments = [],
     at: 'key' | 'value' = 'value'
   ): Place {
-    let offset = this.#offsets.get(start) ?? 0
-    let value: unknown = start
+    let value: unknown = this.#isPlain ? this.#placedPart(base) : start
+    let offset = this.#offsets.get(value as object) ?? 0
     let found = true
     const path: (string | number)[] = [...base]
     for (const segment of segments) {
@@ -113,6 +126,32 @@ export class SourceDocument {
       if (offsets !== undefined) offset = at === 'key' ? offsets.key : offsets.value
     }
     return this.#placeAt(offset, path)
+  }
+
+  /** The part that `base` leads to in a copy of the document whose places are noted. */
+  #placedPart(base: Segments): unknown {
+    this.#placed ??= this.#notePlaces()
+    return base.reduce((part: unknown, segment) => (part as Container)[segment], this.#placed)
+  }
+
+  #notePlaces(): unknown {
+    const text = this.#text
+    this.#lines.addNewLine(0)
+    for (let at = text.indexOf('\n'); at !== -1; at = text.indexOf('\n', at + 1))
+      this.#lines.addNewLine(at + 1)
+    const keysOf = (container: object): Map<string, KeyOffsets> => {
+      let keys = this.#keys.get(container)
+      if (keys === undefined) {
+        keys = new Map()
+        this.#keys.set(container, keys)
+      }
+      return keys
+    }
+    return readPlain(text, {
+      container: (value, offset) => this.#offsets.set(value, offset),
+      member: (container, key, keyOffset, valueOffset) =>
+        keysOf(container).set(key, { key: keyOffset, value: valueOffset })
+    })!.root
   }
 
   #parse(text: string): Document.Parsed {
