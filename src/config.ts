@@ -349,8 +349,7 @@ class Loader {
 
   /** Notes the references of a value, and tells those that stand where none may. */
   #texts(row: Row, id: string, schema: object, value: unknown, base: Segments, all = false): void {
-    for (const field of textFields(schema, value, all)) {
-      if (!looksLikeReference(field.text)) continue
+    for (const field of textFields(schema, value, looksLikeReference, all)) {
       const segments = [...base, ...field.segments]
       const place = row.place(segments)
       if (!field.referenceable) {

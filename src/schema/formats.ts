@@ -163,6 +163,8 @@ function checkRoutePath(text: string): Finding | undefined {
     const message = 'characters outside of those a path may hold (RFC 3986)'
     return { message, fix: `For a regular expression write '~${text}'; else percent-encode them` }
   }
+  // Nothing that could be written in another way.
+  if (!text.includes('%') && !text.includes('/.')) return undefined
   const normal = normalisePath(text)
   if (normal === text) return undefined
   const message = `non-normalized path, consider use '${normal}' instead`

@@ -20,6 +20,8 @@ export interface Violation extends Finding {
   readonly atKey: boolean
 }
 
+const isText = (value: unknown): boolean => typeof value === 'string'
+
 const HOLDS_REFERENCE = 'posternHoldsReference'
 
 function createAjv(): Ajv {
@@ -49,7 +51,7 @@ function createAjv(): Ajv {
     schemaType: 'boolean',
     errors: false,
     validate: (on: boolean, items: readonly unknown[]) =>
-      !on || new Set(items.map(canonicalJson)).size === items.length
+      !on || new Set(items.every(isText) ? items : items.map(canonicalJson)).size === items.length
   })
   ajv.addKeyword({
     keyword: HOLDS_REFERENCE,

@@ -1,4 +1,5 @@
 import type { Segments } from './document.ts'
+import { deepFreeze } from './freeze.ts'
 
 /** The JSON Schema keyword that marks a field which may hold `{vault://…}`. */
 export const REFERENCEABLE = 'referenceable'
@@ -67,6 +68,7 @@ export class Shape {
   readonly #named = new Map<string, Shape>()
   readonly #names: ReadonlySet<string>
   #items: Shape | undefined
+  #defaults: Shape['defaults'] | undefined
   /** Whether a text at this place may hold references. */
   readonly referenceable: boolean
   /** Whether any text at this place or below it may. */
@@ -98,6 +100,24 @@ export class Shape {
   get items(): Shape {
     this.#items ??= shapeOf(memberSchemas(this.#schemas, 0))
     return this.#items
+  }
+
+  /** What members are when they are not given. Frozen, and the same in all values of this shape. */
+  get defaults(): readonly (readonly [key: string, value: unknown])[] {
+    this.#defaults ??= this.#schemas.flatMap(({ properties }) =>
+      Object.entries(isRecord(properties) ? properties : {}).flatMap(([key, property]) =>
+        isRecord(property) && property.default !== undefined
+          ? [[key, deepFreeze(prepare(property, structuredClone(property.default)))] as const]
+          : []
+      )
+    )
+    return this.#defaults
+  }
+
+  /** Whether an explicit null means that a member is absent. */
+  isAbsentIfNull(key: string): boolean {
+    const below = memberSchemas(this.#schemas, key)
+    return below.length > 0 && !takesNull(below) && !isRequired(this.#schemas, key)
   }
 }
 
@@ -146,28 +166,20 @@ function takesNull(schemas: readonly Schema[]): boolean {
  * leaves the member out and its default unused; elsewhere the null stays, for validation to refuse.
  */
 export function prepare(schema: object, value: unknown): unknown {
-  return prepareBy([schema as Schema], value)
+  return prepareBy(shapeOf([schema as Schema]), value)
 }
 
-function prepareBy(schemas: readonly Schema[], value: unknown): unknown {
-  if (Array.isArray(value))
-    return value.map((item, index) => prepareBy(memberSchemas(schemas, index), item))
-  if (!isRecord(value)) return value
+function prepareBy(shape: Shape, value: unknown): unknown {
+  if (typeof value !== 'object' || value === null) return value
+  if (Array.isArray(value)) return value.map(item => prepareBy(shape.items, item))
   const copy: Record<string, unknown> = {}
   for (const [key, member] of Object.entries(value)) {
-    const below = memberSchemas(schemas, key)
-    const mayBeAbsent = below.length > 0 && !takesNull(below) && !isRequired(schemas, key)
-    if (member === null && mayBeAbsent) continue
-    copy[key] = prepareBy(below, member)
+    if (member === null && shape.isAbsentIfNull(key)) continue
+    const isPlain = typeof member !== 'object' || member === null
+    copy[key] = isPlain ? member : prepareBy(shape.member(key), member)
   }
-  for (const schema of schemas) {
-    for (const [key, property] of Object.entries(
-      isRecord(schema.properties) ? schema.properties : {}
-    )) {
-      if (Object.hasOwn(value, key) || !isRecord(property) || property.default === undefined)
-        continue
-      copy[key] = prepareBy([property], structuredClone(property.default))
-    }
+  for (const [key, given] of shape.defaults) {
+    if (!Object.hasOwn(value, key)) copy[key] = given
   }
   return copy
 }
@@ -185,20 +197,37 @@ export interface TextField {
   readonly referenceable: boolean
 }
 
-/** Every text below a value in document order. `all` takes every field as referenceable. */
-export function textFields(schema: object, value: unknown, all = false): readonly TextField[] {
+/**
+ * The texts below a value for which `wanted` holds, in document order. `all` takes every field as
+ * referenceable.
+ */
+export function textFields(
+  schema: object,
+  value: unknown,
+  wanted: (text: string) => boolean = () => true,
+  all = false
+): readonly TextField[] {
   const found: TextField[] = []
-  const visit = (shape: Shape, part: unknown, segments: Segments): void => {
+  const segments: (string | number)[] = []
+  const visit = (shape: Shape, part: unknown): void => {
     if (typeof part === 'string') {
-      found.push({ segments, text: part, referenceable: all || shape.referenceable })
+      if (!wanted(part)) return
+      const referenceable = all || shape.referenceable
+      found.push({ segments: [...segments], text: part, referenceable })
     } else if (Array.isArray(part)) {
-      for (const [index, item] of part.entries()) visit(shape.items, item, [...segments, index])
+      for (const [index, item] of part.entries()) below(index, shape.items, item)
     } else if (isRecord(part)) {
       for (const [key, member] of Object.entries(part)) {
-        visit(shape.member(key), member, [...segments, key])
+        if (typeof member === 'string' ? wanted(member) : isRecord(member) || Array.isArray(member))
+          below(key, shape.member(key), member)
       }
     }
   }
-  visit(shapeOf([schema as Schema]), value, [])
+  const below = (segment: string | number, shape: Shape, part: unknown): void => {
+    segments.push(segment)
+    visit(shape, part)
+    segments.pop()
+  }
+  visit(shapeOf([schema as Schema]), value)
   return found
 }
