@@ -197,7 +197,9 @@ t.test('--resolve shows what each reference came to, never its value', async t =
   t.match(stdout, /4 references resolved\n$/)
   t.notMatch(stdout + stderr, /hunter2|correct-horse/)
   t.notOk(again.stdout.includes(tokens[0]![1]!), 'which say nothing outside their output')
+  t.match(stderr, /^Fingerprints compare within this output/)
   t.equal(first.stdout, second.stdout, 'unless they have a key')
+  t.equal(first.stderr, '')
 })
 
 t.test('--resolve tells absent, malformed and invalid apart', async t => {
@@ -254,17 +256,24 @@ t.test('vault get shows what a value is, and the value only when it is asked for
   const root = secrets(t, { 'db.json': '{"password":"pa55word"}', short: 'x' })
   const env = { POSTERN_VAULT_FS_PREFIX: root, PIN: '1234' }
   const keyed = { ...env, POSTERN_FINGERPRINT_KEY: 'a key of more than sixteen' }
-  const [table, revealed, json, gone, goneJson, unset, malformed] = await Promise.all([
-    postern(['vault', 'get', '{vault://fs/db.json/password}'], env),
-    postern(['vault', 'get', 'fs/db.json/password', '--reveal'], env),
-    postern(['vault', 'get', 'vault://env/pin', '--json'], keyed),
-    postern(['vault', 'get', 'fs/gone'], env),
-    postern(['vault', 'get', 'fs/gone', '--json'], env),
-    postern(['vault', 'get', 'fs/gone']),
-    postern(['vault', 'get', '{vault:/fs}'])
-  ])
+  const [table, withKey, bare, revealed, json, gone, goneJson, unset, malformed] =
+    await Promise.all([
+      postern(['vault', 'get', '{vault://fs/db.json/password}'], env),
+      postern(['vault', 'get', '{vault://fs/db.json/password}'], keyed),
+      postern(['vault', 'get', '{vault://fs/db.json/password}', '--json'], env),
+      postern(['vault', 'get', 'fs/db.json/password', '--reveal'], env),
+      postern(['vault', 'get', 'vault://env/pin', '--json'], keyed),
+      postern(['vault', 'get', 'fs/gone'], env),
+      postern(['vault', 'get', 'fs/gone', '--json'], env),
+      postern(['vault', 'get', 'fs/gone']),
+      postern(['vault', 'get', '{vault:/fs}'])
+    ])
   t.equal(table.code, 0)
-  t.match(table.stdout, /^vault +version +length +fingerprint\nfs +\S+ +8$/m)
+  t.match(table.stdout, /^vault +version +length *\nfs +\S+ +8$/m)
+  t.match(table.stderr, /Under POSTERN_FINGERPRINT_KEY a fingerprint/)
+  t.match(withKey.stdout, /^vault +version +length +fingerprint\nfs +\S+ +8 +[0-9a-f]{8}$/m)
+  t.equal(withKey.stderr, '')
+  t.equal(JSON.parse(bare.stdout).fingerprint, null)
   t.notMatch(table.stdout, /pa55word/)
   t.match(revealed, { code: 0, stdout: 'pa55word\n' })
   t.match(JSON.parse(json.stdout), {

@@ -15,12 +15,7 @@ import { type Collected, configSource, parseSettings } from '../settings.ts'
 import { parseReference } from '../vault/reference.ts'
 import type { Outcome, Vaults } from '../vault/vaults.ts'
 import { atMost, type Call, withFile } from './command.ts'
-import {
-  type ReferenceRow,
-  type Resolution,
-  referenceRows,
-  renderReferences
-} from './references.ts'
+import { type ReferenceRow, type Resolution, referenceRows, showReferences } from './references.ts'
 
 /**
  * `postern check [FILE]`: validates the environment and the file, offline; with `--resolve` reads
@@ -45,7 +40,7 @@ export async function check(call: Call): Promise<number> {
     }
     const resolution = await resolve(collected, loaded)
     const rows = referenceRows(loaded, uses, resolution)
-    return report(loaded, resolution.problems, warnings, rows, call)
+    return report(loaded, resolution.problems, warnings, rows, call, resolution)
   } catch (error) {
     if (!(error instanceof ConfigError) || !options.json) throw error
     output.outJson({ valid: false, problems: error.problems, warnings: [], references: [] })
@@ -122,7 +117,8 @@ function report(
   problems: readonly Problem[],
   warnings: readonly Problem[],
   references: readonly ReferenceRow[],
-  { options, output }: Call
+  { options, output }: Call,
+  resolution?: Resolution
 ): number {
   const code = problems.length === 0 ? 0 : 1
   if (options.json) {
@@ -133,12 +129,12 @@ function report(
   const named = warnings.map(warning => ({ ...warning, message: `warning: ${warning.message}` }))
   if (warnings.length > 0)
     output.tell(renderProblems(named, { color, source: config.text, noun: 'warning' }))
-  if (references.length > 0 && options.resolve)
-    output.out(renderReferences(references, output.color))
+  if (references.length > 0 && resolution !== undefined)
+    showReferences(references, resolution, output)
   if (code !== 0) output.tell(renderProblems(problems, { color, source: config.text }))
   else {
     const { services, routes, plugins } = config
-    const resolved = options.resolve ? ' resolved' : ''
+    const resolved = resolution === undefined ? '' : ' resolved'
     const verdict = `${config.file}: valid, ${services.length} services, ${routes.length} routes, ${plugins.length} plugins, ${references.length} references${resolved}`
     output.out(output.color ? styleText('green', verdict) : verdict)
   }

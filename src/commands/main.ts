@@ -24,6 +24,9 @@ Usage
 
 -c FILE, --config FILE stands for POSTERN_CONFIG in every command.
 
+A fingerprint tells whether two values are the same: within one output, or everywhere under
+POSTERN_FINGERPRINT_KEY. vault get shows one under that key alone.
+
 Exit codes
   0 done   1 the configuration, a reference or the gateway is not all right   2 wrong usage
   diff: 0 equal   1 different   2 wrong usage, or a file that is not valid

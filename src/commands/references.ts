@@ -4,6 +4,7 @@ import { renderTable } from '../report.ts'
 import type { Loaded, Use } from '../resolve.ts'
 import { parseReference } from '../vault/reference.ts'
 import type { Outcome } from '../vault/vaults.ts'
+import type { Output } from './command.ts'
 
 /** A reference at one place, and what it came to. */
 export interface ReferenceRow {
@@ -77,8 +78,20 @@ function samePlace(a: Problem['place'], b: Problem['place']): boolean {
   return a.file === b.file && a.line === b.line && a.column === b.column && a.path === b.path
 }
 
-/** The rows for people. */
-export function renderReferences(rows: readonly ReferenceRow[], color: boolean): string {
+/** Writes the rows for people. */
+export function showReferences(
+  rows: readonly ReferenceRow[],
+  { fingerprintKey }: Resolution,
+  output: Output
+): void {
+  output.out(renderReferences(rows, output.color))
+  if (fingerprintKey === undefined && rows.some(({ fingerprint }) => fingerprint !== ''))
+    output.tell(
+      'Fingerprints compare within this output, and with others under POSTERN_FINGERPRINT_KEY.'
+    )
+}
+
+function renderReferences(rows: readonly ReferenceRow[], color: boolean): string {
   return renderTable(
     ['reference', 'place', 'vault', 'version', 'age', 'state', 'fingerprint'],
     rows.map(row => [

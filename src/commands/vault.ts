@@ -7,7 +7,7 @@ import { parseReference } from '../vault/reference.ts'
 import { ask } from './ask.ts'
 import { resolve } from './check.ts'
 import { atMost, type Call, UsageError } from './command.ts'
-import { referenceRows, renderReferences } from './references.ts'
+import { referenceRows, showReferences } from './references.ts'
 
 /** `postern vault get|list|refresh`. */
 export async function vault(call: Call): Promise<number> {
@@ -61,20 +61,23 @@ async function get({ env, options, output }: Call, word: string): Promise<number
     }
     // Under a random key the fingerprint of a single value compares with nothing.
     const { fingerprintKey } = settings
-    const fingerprint = fingerprintKey === undefined ? '' : fingerprinter(fingerprintKey)(value)
-    const row = {
-      vault: reference.vault,
-      version: version ?? '',
-      length: value.length,
-      fingerprint
+    const fingerprint = fingerprintKey === undefined ? null : fingerprinter(fingerprintKey)(value)
+    const row = { vault: reference.vault, version: version ?? '', length: value.length }
+    if (options.json) {
+      output.outJson({
+        reference: reference.text,
+        state: outcome.state,
+        ...row,
+        fingerprint
+      })
+      return 0
     }
-    if (options.json) output.outJson({ reference: reference.text, state: outcome.state, ...row })
-    else
-      output.out(
-        renderTable(Object.keys(row), [Object.values(row).map(String)], {
-          color: output.color
-        })
-      )
+    const shown = fingerprint === null ? row : { ...row, fingerprint }
+    output.out(
+      renderTable(Object.keys(shown), [Object.values(shown).map(String)], { color: output.color })
+    )
+    if (fingerprint === null)
+      output.tell('Under POSTERN_FINGERPRINT_KEY a fingerprint tells it from other values.')
     return 0
   } finally {
     set.close()
@@ -90,7 +93,7 @@ async function list({ env, options, output }: Call): Promise<number> {
     const resolution = await resolve(collected, loaded)
     const rows = referenceRows(loaded, [...collected.references, ...loaded.config.uses], resolution)
     if (options.json) output.outJson(rows)
-    else output.out(renderReferences(rows, output.color))
+    else showReferences(rows, resolution, output)
     return rows.every(({ state }) => state === 'ok') ? 0 : 1
   } finally {
     loaded.set.close()
