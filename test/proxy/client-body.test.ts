@@ -8,18 +8,22 @@ import { startGateway, until } from '../harness.ts'
 
 t.setTimeout(120_000)
 
-/** `/ID/BYTES` is answered with that body; with `?chunked` its length is not told. */
+/**
+ * `/ID/BYTES` is answered with that body; with a query its length is not told, and with `?mixed` chunks
+ * of a few bytes stand between others.
+ */
 function answer(request: IncomingMessage, response: ServerResponse): void {
   const { pathname, search } = new URL(request.url!, 'http://a')
   const [, id, bytes] = pathname.split('/')
   const body = bodyOf(Number(id), Number(bytes))
-  if (search !== '?chunked') response.setHeader('Content-Length', body.length)
+  if (search === '') response.setHeader('Content-Length', body.length)
   response.flushHeaders()
   let at = 0
   // In pieces of uneven size, so that reads begin and end anywhere.
   const write = (): void => {
     while (at < body.length) {
-      const piece = body.subarray(at, at + 10_007 + (at % 50_000))
+      const size = search === '?mixed' && at % 2 === 0 ? 1 + (at % 30) : 10_007 + (at % 50_000)
+      const piece = body.subarray(at, at + size)
       at += piece.length
       if (!response.write(piece)) {
         response.once('drain', write)
@@ -101,6 +105,9 @@ t.test('over TLS', async t => {
 t.test('bodies of unknown length', async t => {
   await arrives(t, gateway.url, '?chunked')
   await arrives(t, gateway.url, '?chunked', 50_000)
+  await arrives(t, gateway.url, '?mixed')
+  await arrives(t, gateway.url, '?mixed', 50_000)
+  await arrives(t, gateway.tlsUrl!, '?mixed')
 })
 
 t.test('clients that read nothing disturb nobody', async t => {

@@ -4,7 +4,10 @@ import { owned } from '../read-memory.ts'
 
 /** What a {@link ResponseReader} tells. Arrays are flat: name, value, name, value, … as received. */
 export interface ResponseSink {
-  /** Checked after every call: while true, nothing more is told until {@link ResponseReader.resume}. */
+  /**
+   * Checked after every call: while true, nothing more is told until {@link ResponseReader.resume},
+   * but the rest of a body as far as it was read.
+   */
   readonly paused: boolean
   /** `contentLength` is -1 when the head does not tell the body's length. */
   onHead(status: number, reason: string, rawHeaders: string[], contentLength: number): void
@@ -121,8 +124,11 @@ export class ResponseReader {
 
   #read(chunk: Buffer): void {
     let at = 0
+    // Within a body the rest of a read is told despite a pause: to keep it takes a copy, which costs
+    // more than what the sink has to take then, one read at most.
+    let inBody = false
     while (at < chunk.length) {
-      if (this.#sink.paused) {
+      if (this.#sink.paused && (!inBody || this.#state === ENDING)) {
         this.#held = owned(chunk.subarray(at))
         return
       }
@@ -136,12 +142,14 @@ export class ResponseReader {
           break
         case FIXED:
           at = this.#readFixed(chunk, at)
+          inBody = true
           break
         case UNTIL_CLOSE:
           this.#sink.onBody(at === 0 ? chunk : chunk.subarray(at))
           return
         case CHUNK_DATA:
           at = this.#readChunkData(chunk, at)
+          inBody = true
           break
         case CHUNK_SIZE:
         case CHUNK_END:
