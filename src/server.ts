@@ -1,7 +1,7 @@
 import { createHmac } from 'node:crypto'
 import { unlink } from 'node:fs/promises'
 import http, { type IncomingMessage, type ServerResponse } from 'node:http'
-import http2 from 'node:http2'
+import http2, { type Http2ServerRequest, type Http2ServerResponse } from 'node:http2'
 import https from 'node:https'
 import net, { type AddressInfo, type Socket } from 'node:net'
 import tls, { type SecureContext, type TLSSocket, type TlsOptions } from 'node:tls'
@@ -14,7 +14,7 @@ import { turnsOf } from './listener/turns.ts'
 import type { ExchangeOptions, RawRequest, RawResponse } from './proxy/exchange.ts'
 import type { Handler } from './proxy/handler.ts'
 import type { CertificateStore, ContextPolicy, Material } from './proxy/tls.ts'
-import { isWebSocketUpgrade, type WebSockets } from './proxy/websocket.ts'
+import { isHandshake, isWebSocketUpgrade, KEEP_ALIVE, type WebSockets } from './proxy/websocket.ts'
 
 /** Bounds of what clients may take. */
 export interface ClientLimits {
@@ -145,6 +145,15 @@ export async function openServer(options: ServerOptions): Promise<Listening> {
     })
   })
   second?.on('sessionError', () => {})
+  second?.on('connect', (raw: Http2ServerRequest, response: Http2ServerResponse) => {
+    const { ':protocol': protocol } = raw.headers
+    if (protocol === 'websocket' && isHandshake(raw.headers)) {
+      options.webSockets.serveStream(raw, response, exchangeOptions)
+      return
+    }
+    // RFC 8441 §4 names other protocols; without any, CONNECT asks for a tunnel to another host.
+    response.writeHead(protocol === undefined ? 405 : protocol === 'websocket' ? 400 : 501).end()
+  })
 
   // The last of these comes first: connections count before anything is read of them.
   if (second !== undefined) routeHttp2(server, second, options)
@@ -206,20 +215,24 @@ function intercept(
 
 /** Hands connections that speak HTTP/2 to the server for it. */
 function routeHttp2(server: Server, second: http2.Http2Server, options: ServerOptions): void {
+  const toHttp2 = (socket: Socket): void => {
+    // Sessions close idle; what finds a client gone whose streams are silent is this.
+    socket.setKeepAlive(true, KEEP_ALIVE)
+    second.emit('connection', socket)
+  }
   if (options.ssl) {
     intercept(server, 'secureConnection', (socket, next) => {
-      if ((socket as TLSSocket).alpnProtocol === 'h2') second.emit('connection', socket)
+      if ((socket as TLSSocket).alpnProtocol === 'h2') toHttp2(socket)
       else next()
     })
     return
   }
   intercept(server, 'connection', (socket, next) => {
-    const toHttp2 = (): void => {
-      second.emit('connection', socket)
-    }
     readPreamble(socket, options.limits.headerTimeout, bytes => {
       const decided = isHttp2Preface(bytes)
-      return decided === undefined ? undefined : { skip: 0, next: decided ? toHttp2 : next }
+      return decided === undefined
+        ? undefined
+        : { skip: 0, next: decided ? () => toHttp2(socket) : next }
     })
   })
 }
@@ -325,6 +338,7 @@ function createHttp2Server({ limits }: ServerOptions): http2.Http2Server {
     maxSessionMemory: 4,
     settings: {
       enablePush: false,
+      enableConnectProtocol: true,
       maxConcurrentStreams: 128,
       maxHeaderListSize: limits.maxHeaderSize
     }

@@ -365,6 +365,11 @@ export class HttpExchange implements Exchange {
     return httpVersion === '2.0' && headers['content-type']?.startsWith('application/grpc') === true
   }
 
+  /** Whether the client asks for another protocol on a stream of HTTP/2 (RFC 8441), not a connection. */
+  get tunnels(): boolean {
+    return this.http2 && this.upgrade !== undefined
+  }
+
   get ended(): boolean {
     return this.answer !== undefined
   }

@@ -2,6 +2,7 @@ import type { IncomingHttpHeaders, ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
 import type { Duplex, Writable } from 'node:stream'
 import type { Dispatcher } from 'undici'
+import { UpgradeRefused } from '../errors.ts'
 import { ClientBody, isDirect } from './client-body.ts'
 import type { HttpExchange } from './exchange.ts'
 import { failureKind, upstreamFailure } from './failure.ts'
@@ -52,6 +53,7 @@ const FINAL = new Set([
   'POSTERN_TRAILERS_TOO_MANY',
   'POSTERN_WRITE_TIMEOUT',
   'POSTERN_UPSTREAM_QUEUE_TIMEOUT',
+  'POSTERN_UPSTREAM_UPGRADE',
   'UND_ERR_INVALID_ARG',
   'UND_ERR_REQ_CONTENT_LENGTH_MISMATCH'
 ])
@@ -220,6 +222,11 @@ export class Forward implements BorrowingHandler, Ending {
     exchange.firstByteMark = now
     this.#peer?.answered(status, now - exchange.sentMark)
     exchange.upstreamStatuses.push(status)
+    if (exchange.tunnels && status < 300) {
+      // RFC 9113 §8.5: to the client it would say that the tunnel is open.
+      controller.abort(new UpgradeRefused(`it answers ${status} instead of 101`))
+      return
+    }
     this.#responded = true
     // No other attempt will send it.
     if (this.#body instanceof HeldBody) this.#body.release()

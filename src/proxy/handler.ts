@@ -1,5 +1,5 @@
 import type { IncomingHttpHeaders, ServerResponse } from 'node:http'
-import type { Http2ServerResponse, OutgoingHttpHeaders } from 'node:http2'
+import type { Http2ServerResponse } from 'node:http2'
 import type { Socket } from 'node:net'
 import { UpstreamTrailers } from '../errors.ts'
 import { linger } from '../listener/turns.ts'
@@ -18,6 +18,7 @@ import {
   buildUpstreamHeaders,
   filterResponseHeaders,
   filterTrailers,
+  groupFields,
   listsTrailers
 } from './headers.ts'
 import { type HeldBody, HoldBounds } from './held-body.ts'
@@ -310,6 +311,10 @@ export class Handler implements ForwardOwner, GatheringOwner {
       exchange.error(503, 'no Service found with those values')
       return
     }
+    if (exchange.tunnels && exchange.service.protocol.startsWith('grpc')) {
+      exchange.error(501, 'WebSockets are not opened to gRPC services')
+      return
+    }
     if (this.#holdBounds.each > 0 && gathers(exchange)) {
       const pinned = (exchange.rawResponse as Carrier)[EXCHANGE]
       if (pinned !== undefined) pinned.gathering = new Gathering(exchange, this.#holdBounds, this)
@@ -326,12 +331,11 @@ export class Handler implements ForwardOwner, GatheringOwner {
   #send(exchange: HttpExchange, held: HeldBody | undefined): void {
     const pinned = (exchange.rawResponse as Carrier)[EXCHANGE]
     if (pinned === undefined) return
-    const { raw } = exchange
     const service = exchange.service!
     exchange.target = pinned.serving.upstreams.of(service)
     // RFC 9113 §8.2.2: HTTP/2 knows no upgrade, so that one goes there as the plain request it is too.
     if (service.protocol === 'grpc' || service.protocol === 'grpcs') exchange.upgrade = undefined
-    const forward = new Forward(exchange, this, hasBody(raw), held)
+    const forward = new Forward(exchange, this, hasBody(exchange), held)
     pinned.forward = forward
     forward.attempt()
   }
@@ -397,7 +401,7 @@ export class Handler implements ForwardOwner, GatheringOwner {
       this.failed(exchange, error as Error)
       return
     }
-    exchange.response.status = 101
+    exchange.response.status = exchange.tunnels ? 200 : 101
     const pending = runPhase('response', exchange.selected, exchange, this.#hookFailed)
     if (pending === undefined) upgrade.take(exchange, socket, this.#proxiedFields(exchange))
     else
@@ -533,6 +537,8 @@ export class Handler implements ForwardOwner, GatheringOwner {
     const { ownHeaders, product } = this.#options
     const { rawResponse, response } = exchange
     if (rawResponse.headersSent || rawResponse.destroyed) return
+    // RFC 9113 §8.5: any 2xx would tell the client that its tunnel is open.
+    if (exchange.tunnels && response.status < 300) response.status = 501
     const body = exchange.answer!.body
     const fields = response.fields()
     if (ownHeaders.server) fields.push('Server', product)
@@ -655,7 +661,9 @@ function fieldsIn(rawHeaders: readonly string[]): number {
 }
 
 /** Whether a request carries content (RFC 9112 §6: its framing fields say so). */
-function hasBody(raw: RawRequest): boolean {
+function hasBody({ raw, upgrade }: HttpExchange): boolean {
+  // RFC 8441: what comes on its stream is the other protocol.
+  if (upgrade !== undefined) return false
   if ('stream' in raw) return !raw.stream.endAfterHeaders
   const length = raw.headers['content-length']
   return raw.headers['transfer-encoding'] !== undefined || (length !== undefined && length !== '0')
@@ -665,11 +673,12 @@ function hasBody(raw: RawRequest): boolean {
  * Whether the body is gathered before the upstream is asked. A gRPC call may answer each message as it
  * comes, so calls stream whatever the route says.
  */
-function gathers({ raw, route, service, upstream }: HttpExchange): boolean {
+function gathers(exchange: HttpExchange): boolean {
+  const { route, service, upstream } = exchange
   return (
     route!.request_buffering &&
     upstream.body === undefined &&
-    hasBody(raw) &&
+    hasBody(exchange) &&
     !service!.protocol.startsWith('grpc')
   )
 }
@@ -694,20 +703,6 @@ function writeHead(
   } else {
     ;(rawResponse as ServerResponse).writeHead(status, statusText, fields)
   }
-}
-
-/** HTTP/2 has no connection-specific fields (RFC 9113 §8.2.2) and takes repeats as arrays. */
-function groupFields(fields: readonly string[]): OutgoingHttpHeaders {
-  const headers: Record<string, string | string[]> = Object.create(null)
-  for (let i = 0; i < fields.length; i += 2) {
-    const name = fields[i]!.toLowerCase()
-    if (name === 'connection' || name === 'upgrade' || name === 'keep-alive') continue
-    const before = headers[name]
-    if (before === undefined) headers[name] = fields[i + 1]!
-    else if (Array.isArray(before)) before.push(fields[i + 1]!)
-    else headers[name] = [before, fields[i + 1]!]
-  }
-  return headers
 }
 
 /** Ends the connection once the answer is out: what follows on it cannot be trusted. */

@@ -1,3 +1,4 @@
+import type { OutgoingHttpHeaders } from 'node:http2'
 import { isAll, VALUE } from './bytes.ts'
 
 /** What the header fields towards an upstream are made of. */
@@ -283,4 +284,18 @@ export function filterTrailers(raw: readonly (Buffer | string)[]): string[] {
     if (mayTrail(name) && isFieldValue(value)) fields.push(name, value)
   }
   return fields
+}
+
+/** HTTP/2 has no connection-specific fields (RFC 9113 §8.2.2) and takes repeats as arrays. */
+export function groupFields(fields: readonly string[]): OutgoingHttpHeaders {
+  const headers: Record<string, string | string[]> = Object.create(null)
+  for (let i = 0; i < fields.length; i += 2) {
+    const name = fields[i]!.toLowerCase()
+    if (name === 'connection' || name === 'upgrade' || name === 'keep-alive') continue
+    const before = headers[name]
+    if (before === undefined) headers[name] = fields[i + 1]!
+    else if (Array.isArray(before)) before.push(fields[i + 1]!)
+    else headers[name] = [before, fields[i + 1]!]
+  }
+  return headers
 }

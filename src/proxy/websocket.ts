@@ -1,14 +1,22 @@
 import { createHash } from 'node:crypto'
-import { Agent, type ClientRequest, type IncomingMessage, ServerResponse } from 'node:http'
+import {
+  Agent,
+  type ClientRequest,
+  type IncomingHttpHeaders,
+  type IncomingMessage,
+  ServerResponse
+} from 'node:http'
+import type { Http2ServerRequest, Http2ServerResponse } from 'node:http2'
 import type { Socket } from 'node:net'
 import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from 'fastify'
 import type { WebSocket, WebSocketServer } from 'ws'
 import { UpgradeRefused } from '../errors.ts'
 import { linger } from '../listener/turns.ts'
-import type { ExchangeOptions, HttpExchange, Upgrade } from './exchange.ts'
+import type { ExchangeOptions, HttpExchange, RawRequest, Upgrade } from './exchange.ts'
 import type { Handler } from './handler.ts'
 import { isFieldValue } from './headers.ts'
 import { join } from './websocket-link.ts'
+import { asHandshake, type ClientSide, tunnelOf } from './websocket-tunnel.ts'
 
 /** RFC 6455 §1.3: what a server appends to the key it proves to have read. */
 const GUID = '258EAFA5-E914-47DA-95CA-C5AB0DC85B11'
@@ -28,9 +36,11 @@ const OWN_FIELDS = new Set([
   'sec-websocket-extensions'
 ])
 /** Milliseconds without a byte before the system asks whether a peer is still there. */
-const KEEP_ALIVE = 60_000
+export const KEEP_ALIVE = 60_000
 /** Milliseconds clients have to answer the closing handshake when the gateway ends. */
 const CLOSE_TIMEOUT = 1000
+/** What came with a handshake over HTTP/2, where data stands apart from it. */
+const NO_BYTES = Buffer.alloc(0)
 
 /**
  * Whether a request is a WebSocket handshake (RFC 6455 §4.2.1). Every other one that asks for an
@@ -40,10 +50,17 @@ export function isWebSocketUpgrade({ method, headers }: IncomingMessage): boolea
   return (
     method === 'GET' &&
     headers.upgrade?.toLowerCase() === 'websocket' &&
-    headers['sec-websocket-version'] === '13' &&
     KEY.test(headers['sec-websocket-key'] ?? '') &&
-    PROTOCOLS.test(headers['sec-websocket-protocol'] ?? 'none') &&
     headers['transfer-encoding'] === undefined &&
+    isHandshake(headers)
+  )
+}
+
+/** Whether the fields that a handshake has over any version of HTTP make one (RFC 8441 §5). */
+export function isHandshake(headers: IncomingHttpHeaders): boolean {
+  return (
+    headers['sec-websocket-version'] === '13' &&
+    PROTOCOLS.test(headers['sec-websocket-protocol'] ?? 'none') &&
     (headers['content-length'] ?? '0') === '0'
   )
 }
@@ -145,8 +162,19 @@ export class WebSockets implements Upgrade {
     this.#handler.serve(raw, response, raw.url!, options, this)
   }
 
+  /** Serves a handshake over HTTP/2 (RFC 8441 §5): an extended CONNECT that {@link isHandshake}. */
+  serveStream(
+    raw: Http2ServerRequest,
+    response: Http2ServerResponse,
+    options: ExchangeOptions
+  ): void {
+    asHandshake(raw)
+    offerDeflateOnly(raw)
+    this.#handler.serve(raw, response, raw.url, options, this)
+  }
+
   check({ raw, response }: HttpExchange): void {
-    const { headers } = raw as IncomingMessage
+    const { headers } = raw
     const accept = fieldOf(response.base, 'sec-websocket-accept')
     if (accept !== acceptOf(headers['sec-websocket-key']!)) {
       throw new UpgradeRefused('Sec-WebSocket-Accept is not the one for the key')
@@ -168,9 +196,8 @@ export class WebSockets implements Upgrade {
   }
 
   take(exchange: HttpExchange, upstream: Socket, fields: readonly string[]): void {
-    const raw = exchange.raw as IncomingMessage
+    const { raw } = exchange
     const { base } = exchange.response
-    const { socket } = raw
     const handshake: Handshake = {
       socket: upstream,
       protocol: fieldOf(base, 'sec-websocket-protocol'),
@@ -181,24 +208,26 @@ export class WebSockets implements Upgrade {
     const abandon = (): void => {
       if (!handshake.taken) upstream.destroy()
     }
-    if (socket.destroyed) {
+    if (('stream' in raw ? raw.stream : raw.socket).destroyed) {
       abandon()
       return
     }
+    upstream.setKeepAlive(true, KEEP_ALIVE)
+    const { request, socket } =
+      'stream' in raw ? tunnelOf(raw) : connectionOf(raw, exchange.rawResponse as ServerResponse)
     socket.once('close', abandon)
-    ;(exchange.rawResponse as ServerResponse).detachSocket(socket)
-    for (const each of [socket, upstream]) each.setKeepAlive(true, KEEP_ALIVE)
     // The client is offered what the upstream chose, so that this is what the library chooses.
-    raw.headers = {
-      ...raw.headers,
+    request.headers = {
+      ...request.headers,
       'sec-websocket-protocol': handshake.protocol,
       'sec-websocket-extensions': handshake.extensions && raw.headers['sec-websocket-extensions']
     }
-    raw.url = '/'
-    this.#handshakes.set(raw, handshake)
+    request.url = '/'
+    this.#handshakes.set(request, handshake)
     this.#carrier ??= this.#openCarrier()
     this.#carrier.then(
-      carrier => carrier.server.emit('upgrade', raw, socket, this.#heads.get(raw)),
+      carrier =>
+        carrier.server.emit('upgrade', request, socket, this.#heads.get(request) ?? NO_BYTES),
       () => socket.destroy()
     )
   }
@@ -278,21 +307,30 @@ export class WebSockets implements Upgrade {
   }
 }
 
+/** Takes the connection of a handshake over HTTP/1.1 from its response. */
+function connectionOf(request: IncomingMessage, response: ServerResponse): ClientSide {
+  const { socket } = request
+  response.detachSocket(socket)
+  socket.setKeepAlive(true, KEEP_ALIVE)
+  return { request, socket }
+}
+
 /** Offers the upstream no extension but the one that is spoken here. */
-function offerDeflateOnly(raw: IncomingMessage): void {
-  const offered = raw.headers['sec-websocket-extensions']
+function offerDeflateOnly({ headers, rawHeaders }: RawRequest): void {
+  const offered = headers['sec-websocket-extensions']
   if (offered === undefined) return
   const fields: string[] = []
-  for (let i = 0; i < raw.rawHeaders.length; i += 2) {
-    const name = raw.rawHeaders[i]!
-    if (name.toLowerCase() !== 'sec-websocket-extensions') fields.push(name, raw.rawHeaders[i + 1]!)
+  for (let i = 0; i < rawHeaders.length; i += 2) {
+    const name = rawHeaders[i]!
+    if (name.toLowerCase() !== 'sec-websocket-extensions') fields.push(name, rawHeaders[i + 1]!)
   }
   if (offered.split(',').some(offer => DEFLATE.test(offer.trim()))) {
     fields.push('Sec-WebSocket-Extensions', DEFLATE_OFFER)
   } else {
-    delete raw.headers['sec-websocket-extensions']
+    delete headers['sec-websocket-extensions']
   }
-  raw.rawHeaders = fields
+  // HTTP/2 requests have no other list.
+  rawHeaders.splice(0, rawHeaders.length, ...fields)
 }
 
 /** Field lines besides those that the handshake with the client has of its own. */
