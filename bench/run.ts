@@ -8,7 +8,6 @@ import {
   closeLab,
   cpuSeconds,
   file,
-  type Load,
   load,
   type Measured,
   median,
@@ -121,10 +120,10 @@ interface Round extends Measured {
 
 need('wrk', 'nginx', 'taskset')
 
-/** A proxy that runs and is warm: what it is asked, and its process. */
+/** A proxy that runs and is warm: its process, and how it is asked for so many seconds. */
 interface Warm {
   readonly child: ChildProcess
-  readonly run: Omit<Load, 'seconds'>
+  readonly ask: (seconds: number) => Promise<Measured>
 }
 
 /** Starts a proxy and loads it until its code is compiled and its memory has found its size. */
@@ -134,18 +133,21 @@ async function warmUp(peer: Peer, scenario: Scenario): Promise<Warm> {
   const origin = tls ? `https://127.0.0.1:${peer.tlsPort}` : `http://127.0.0.1:${peer.port}`
   try {
     await answering(`${origin}/`)
-    // A client keeps its session: what an answer before the load set is sent with every request.
-    const { cookies } = await ask(`${origin}/`)
-    const cookie = cookies.map(each => each.split(';')[0]).join('; ')
-    const kept = forgetful || cookie === '' ? [] : [`Cookie: ${cookie}`]
-    const run = {
-      url: origin + path,
-      connections,
-      headers: ['apikey: bench-key-0', ...kept, ...headers],
-      ...(script === undefined ? {} : { script })
+    const askFor = async (seconds: number): Promise<Measured> => {
+      // A client keeps its session: what an answer before the load set is sent with every request.
+      const { cookies } = await ask(`${origin}/`)
+      const cookie = cookies.map(each => each.split(';')[0]).join('; ')
+      const kept = forgetful || cookie === '' ? [] : [`Cookie: ${cookie}`]
+      return load({
+        url: origin + path,
+        connections,
+        seconds,
+        headers: ['apikey: bench-key-0', ...kept, ...headers],
+        ...(script === undefined ? {} : { script })
+      })
     }
-    await load({ ...run, seconds: warmUpOf(peer) })
-    return { child, run }
+    await askFor(warmUpOf(peer))
+    return { child, ask: askFor }
   } catch (error) {
     await stop(child)
     throw error
@@ -157,9 +159,9 @@ function warmUpOf(peer: Peer): number {
   return peer.command[0] === process.execPath ? WARM_UP : NATIVE_WARM_UP
 }
 
-async function measure({ child, run }: Warm): Promise<Round> {
+async function measure({ child, ask }: Warm): Promise<Round> {
   const before = cpuSeconds(child)
-  const measured = await load({ ...run, seconds: SECONDS })
+  const measured = await ask(SECONDS)
   if (child.exitCode !== null || child.signalCode !== null) throw new Error('it ended under load')
   if (measured.requests === 0) throw new Error('no request was answered')
   const cpu = ((cpuSeconds(child) - before) / measured.requests) * 1e6

@@ -8,6 +8,7 @@ import {
   type Secrets,
   toColumns
 } from './generation.ts'
+import { keepCodeWhileIdle } from './memory.ts'
 import { pack } from './packing.ts'
 import type { Logger } from './plugins/plugin.ts'
 import { createCounts, type RequestCounts } from './proxy/counts.ts'
@@ -62,6 +63,7 @@ const STATS_TIMEOUT = 1000
 const MAX_RESTART_DELAY = 5000
 
 function newWorker(number: number): Worker {
+  keepCodeWhileIdle()
   const file = import.meta.url.endsWith('.ts') ? './worker.ts' : './worker.js'
   return new Worker(new URL(file, import.meta.url), { name: `postern-${number}` })
 }

@@ -41,6 +41,14 @@ type Ticket = Omit<Session, 'identities'> & {
 interface Known {
   readonly binding: string
   readonly ticket: Ticket
+  /** The last note of its use. */
+  touch: Touch | undefined
+}
+
+/** A note of a session's use: when, in Unix milliseconds, and the content of its cookie since. */
+interface Touch {
+  readonly at: number
+  readonly value: string
 }
 
 /** What a jar needs of its request. */
@@ -70,6 +78,8 @@ export interface JarOptions {
 const VERSION = 1
 /** Characters of the cookies whose content is remembered. */
 const KNOWN_SIZE = 1024 * 1024
+/** Milliseconds within which requests with one cookie share a note of its use. */
+const TOUCH_SHARED = 1000
 /** Seconds an entry without any timeout is kept. */
 const LONGEST_TTL = 365 * 86_400
 
@@ -130,10 +140,20 @@ export class Jar {
     return this.#store(store, session, carrier).then(() => this.#write(session, carrier))
   }
 
-  /** Notes a session's use. */
+  /**
+   * Notes a session's use. A client sends many requests at once, and all until the first answer with
+   * the cookie before it: they get the same new one, since sealing each costs half of such a request.
+   */
   touch(session: Session, carrier: Carrier): Lines | Promise<Lines> {
     const { store } = this.#options
-    const lines = this.#write(session, carrier)
+    const known = this.#known.get(readCookie(carrier.cookies, this.#options.name) ?? '')
+    const recent = known?.touch
+    if (recent !== undefined && Math.abs(carrier.now - recent.at) < TOUCH_SHARED) {
+      return this.#lines(recent.value, session, carrier)
+    }
+    const value = this.#seal(session, carrier)
+    if (known !== undefined) known.touch = { at: carrier.now, value }
+    const lines = this.#lines(value, session, carrier)
     if (store === undefined) return lines
     const ttl = this.#ttl(session, carrier)
     return Promise.all(this.#keysOf(session).map(key => store.expire(key, ttl))).then(() => lines)
@@ -176,17 +196,24 @@ export class Jar {
       identities: stored?.map(restore),
       outdated: opened.outdated
     }
-    this.#known.set(text, { binding, ticket })
+    this.#known.set(text, { binding, ticket, touch: undefined })
     return ticket
   }
 
   #write(session: Session, carrier: Carrier): Lines {
-    const { name, keys, store, persistent } = this.#options
-    const { id, times, identities } = session
+    return this.#lines(this.#seal(session, carrier), session, carrier)
+  }
+
+  #seal({ id, times, identities }: Session, { binding }: Carrier): string {
+    const { keys, store } = this.#options
     const content: unknown[] = [times.created, times.renewed, times.touched]
     if (store === undefined) content.push(identities.map(flatten))
-    const sealed = keys.seal(id, this.#context + carrier.binding, JSON.stringify(content))
-    const value = Buffer.concat([id, sealed]).toString('base64url')
+    const sealed = keys.seal(id, this.#context + binding, JSON.stringify(content))
+    return Buffer.concat([id, sealed]).toString('base64url')
+  }
+
+  #lines(value: string, session: Session, carrier: Carrier): Lines {
+    const { name, persistent } = this.#options
     let { attributes } = this.#options
     if (persistent) {
       const maxAge = Math.floor(this.#ttl(session, carrier))

@@ -1,4 +1,6 @@
 import t from 'tap'
+import { type Carrier, Jar, newId, type Session } from '../../../src/plugins/session/jar.ts'
+import { Keys } from '../../../src/plugins/session/keys.ts'
 import { until } from '../../harness.ts'
 import { startRedis, withoutRedisServer } from '../../redis.ts'
 import { Browser } from './browser.ts'
@@ -58,3 +60,34 @@ t.test(
     t.same(blind.lines, [])
   }
 )
+
+t.test('requests that come at once share the note of their use', async t => {
+  const now = Date.now()
+  const timeouts = { absolute: 86_400, rolling: 3600, idling: 900 }
+  const jar = new Jar({
+    name: 'session',
+    keys: new Keys('a secret of this test'),
+    timeouts,
+    attributes: {},
+    persistent: false,
+    store: undefined,
+    staleTtl: 0,
+    indexed: undefined
+  })
+  const at = (cookies: Carrier['cookies'], now: number): Carrier => ({ cookies, binding: '', now })
+  const sealedIn = (lines: unknown): string => /^session=([^;]*)/.exec((lines as string[])[0]!)![1]!
+  const times = { created: now, renewed: now, touched: now }
+  const session: Session = { id: newId(), times, identities: [], outdated: false }
+  const cookies = { session: sealedIn(jar.save(session, at({}, now))) }
+  const touch = (when: number): string => {
+    const carrier = at(cookies, when)
+    const found = jar.open(carrier) as Session
+    return sealedIn(jar.touch({ ...found, times: { ...found.times, touched: when } }, carrier))
+  }
+  const first = touch(now + 61_000)
+  t.equal(touch(now + 61_400), first)
+  t.equal(touch(now + 61_900), first)
+  t.not(touch(now + 62_100), first, 'not for long')
+  const opened = jar.open(at({ session: first }, now + 62_000)) as Session
+  t.equal(opened.times.touched, now + 61_000)
+})
