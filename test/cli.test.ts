@@ -314,6 +314,7 @@ t.test('vault list', async t => {
   ])
   t.equal(some.code, 1, 'one is absent')
   t.match(some.stdout, /vault:\/\/env\/endpoint.* absent/)
+  t.match(some.stderr, /^\{vault:\/\/env\/endpoint\}: .* ENDPOINT \(no such variable is set\)$/m)
   t.equal(all.code, 0)
   t.equal(JSON.parse(all.stdout).length, 3)
   t.notMatch(all.stdout, /hunter2/)

@@ -283,7 +283,7 @@ t.test('of a running gateway', async t => {
         state: 'ok',
         used: [/:\d+:\d+ consumers\[0\]\.keyauth_credentials\[0\]\.key$/]
       },
-      { state: 'absent', last_error: /nothing is stored/ }
+      { state: 'absent', last_error: /STATUS_TEST_GONE \(no such variable is set\)/ }
     ]
   })
   const refresh = async (prefix: string): Promise<number> =>

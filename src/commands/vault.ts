@@ -93,7 +93,11 @@ async function list({ env, options, output }: Call): Promise<number> {
     const resolution = await resolve(collected, loaded)
     const rows = referenceRows(loaded, [...collected.references, ...loaded.config.uses], resolution)
     if (options.json) output.outJson(rows)
-    else showReferences(rows, resolution, output)
+    else {
+      showReferences(rows, resolution, output)
+      for (const [reference, message] of new Map(rows.map(row => [row.reference, row.message])))
+        if (message !== undefined) output.tell(`${reference}: ${message}`)
+    }
     return rows.every(({ state }) => state === 'ok') ? 0 : 1
   } finally {
     loaded.set.close()

@@ -1,5 +1,5 @@
 import * as Type from 'typebox'
-import { VaultDenied } from '../../errors.ts'
+import { SecretAbsent, VaultDenied } from '../../errors.ts'
 import type { Backend, BackendType } from '../backend.ts'
 
 /** What matches the names a pattern means; they are upper case. */
@@ -43,8 +43,10 @@ export function envBackend(environment: Readonly<Record<string, string | undefin
           const name = (prefix + resource).replaceAll('-', '_').toUpperCase()
           if (allow !== undefined && !allow.some(pattern => pattern.test(name)))
             throw new VaultDenied(resource, 'the vault does not allow this variable')
-          const value = environment[version === '2' ? `${name}_PREVIOUS` : name]
-          return value === undefined ? undefined : { value }
+          const variable = version === '2' ? `${name}_PREVIOUS` : name
+          const value = environment[variable]
+          if (value === undefined) throw new SecretAbsent(`${variable} (no such variable is set)`)
+          return { value }
         }
       }
     }

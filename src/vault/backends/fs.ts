@@ -2,7 +2,7 @@ import { unwatchFile, watchFile } from 'node:fs'
 import { open, realpath } from 'node:fs/promises'
 import { join, sep } from 'node:path'
 import * as Type from 'typebox'
-import { SecretMalformed, VaultDenied, VaultUnreachable } from '../../errors.ts'
+import { SecretAbsent, SecretMalformed, VaultDenied, VaultUnreachable } from '../../errors.ts'
 import type { Backend, BackendType, Fetched } from '../backend.ts'
 import { textOf } from './payload.ts'
 
@@ -38,6 +38,8 @@ export const fsBackend: BackendType = {
         signal.throwIfAborted()
         const fetched = await readSecret(root, resource)
         seen.set(resource, fetched?.version)
+        if (fetched === undefined)
+          throw new SecretAbsent(`${join(root, resource)} (there is no such file)`)
         return fetched
       },
       watch(resource, changed) {

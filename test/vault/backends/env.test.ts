@@ -35,6 +35,10 @@ await t.test('names, previous values and the list of what may be read', async t 
   t.same(await vault.fetch('db-word', undefined, signal), { value: 'now' })
   t.same(await vault.fetch('db-word', '2', signal), { value: 'before' })
   t.same(await vault.fetch('db-word', '1', signal), { value: 'now' })
+  await t.rejects(vault.fetch('app-y', '2', signal), {
+    code: 'POSTERN_VAULT_ABSENT',
+    message: 'Nothing is stored at APP_Y_PREVIOUS (no such variable is set)'
+  })
   const limited = await open({ allow: ['db_*', 'APP_X'] })
   t.same(await limited.fetch('db-word', undefined, signal), { value: 'now' })
   t.same(await limited.fetch('app_x', undefined, signal), { value: 'x' })
