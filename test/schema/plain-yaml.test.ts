@@ -211,16 +211,19 @@ const changes = fc.array(fc.record({ at: fc.nat(), cut: fc.nat({ max: 3 }), piec
 
 await t.test('what it reads, the parser reads as the same value at the same places', async t => {
   let taken = 0
-  fc.assert(
-    fc.property(fc.oneof(written, excerpts), changes, (document, edits) => {
-      let text = document
-      for (const { at, cut, piece } of edits) {
-        const from = at % (text.length + 1)
-        text = text.slice(0, from) + piece + text.slice(from + cut)
-      }
-      if (agrees(text)) taken++
-    }),
-    { numRuns: Number(process.env.PLAIN_RUNS ?? 3000), seed: Number(process.env.PLAIN_SEED ?? 1) }
+  const property = fc.property(fc.oneof(written, excerpts), changes, (document, edits) => {
+    let text = document
+    for (const { at, cut, piece } of edits) {
+      const from = at % (text.length + 1)
+      text = text.slice(0, from) + piece + text.slice(from + cut)
+    }
+    if (agrees(text)) taken++
+  })
+  t.doesNotThrow(() =>
+    fc.assert(property, {
+      numRuns: Number(process.env.PLAIN_RUNS ?? 3000),
+      seed: Number(process.env.PLAIN_SEED ?? 1)
+    })
   )
   t.ok(taken > 300, `${taken} texts were read`)
 })
