@@ -31,7 +31,7 @@ export interface Sink {
    * Delivers a batch; rejects when it did not arrive. No message may hold a secret. The memory of the
    * entries is theirs only until it gives its promise: what is sent later is a copy.
    */
-  send(entries: readonly Buffer[], signal: AbortSignal): Promise<void>
+  send(entries: readonly QueuedBytes[], signal: AbortSignal): Promise<void>
   /**
    * Asked once per batch, after its first failure: whether something changed that makes another
    * attempt at once worthwhile.
@@ -39,6 +39,13 @@ export interface Sink {
   recover?(error: unknown): Promise<boolean>
   /** Releases connections, after the last delivery. */
   close?(): Promise<void>
+}
+
+/** The bytes of an entry: where they begin in memory that it shares with others, and where they end. */
+export interface QueuedBytes {
+  readonly memory: Buffer
+  readonly start: number
+  readonly end: number
 }
 
 /** Milliseconds a closing queue has to deliver what it holds. */
@@ -69,12 +76,13 @@ interface Slab {
   entries: number
 }
 
-/** A queued entry. */
-interface Entry {
-  readonly bytes: Buffer
+/** A queued entry; a view of its bytes would take five times the memory and as long as writing them. */
+interface Entry extends QueuedBytes {
   /** Undefined for an entry with memory of its own. */
   readonly slab: Slab | undefined
 }
+
+const lengthOf = ({ start, end }: QueuedBytes): number => end - start
 
 /**
  * Makes entries of texts, in memory outside the heap that is used again and again: in new memory each,
@@ -85,9 +93,13 @@ class Memory {
   readonly #free: Slab[] = []
 
   store(text: string): Entry {
-    const length = Buffer.byteLength(text)
-    if (length > SLAB / 8) return { bytes: Buffer.from(text), slab: undefined }
-    if (length > this.#slab.memory.length - this.#slab.used) {
+    // A unit of UTF-16 takes three bytes of UTF-8 at most: counting them would cost as much as writing.
+    const most = text.length * 3
+    if (most > SLAB / 2) {
+      const memory = Buffer.from(text)
+      return { memory, start: 0, end: memory.length, slab: undefined }
+    }
+    if (most > this.#slab.memory.length - this.#slab.used) {
       this.#slab = this.#free.pop() ?? {
         memory: Buffer.allocUnsafeSlow(SLAB),
         used: 0,
@@ -95,10 +107,10 @@ class Memory {
       }
     }
     const slab = this.#slab
-    const start = slab.used
-    slab.used += slab.memory.write(text, start, 'utf8')
+    const { memory, used: start } = slab
+    slab.used += memory.write(text, start, 'utf8')
     slab.entries++
-    return { bytes: slab.memory.subarray(start, slab.used), slab }
+    return { memory, start, end: slab.used, slab }
   }
 
   /** The entry's bytes are not read any more. */
@@ -179,7 +191,7 @@ export class Queue {
     }
     while (this.length >= config.max_entries && this.#dropOldest('max_entries'));
     this.#waiting.push(entry)
-    this.#bytes += entry.bytes.length
+    this.#bytes += lengthOf(entry)
     this.#watchLevel(config)
     this.#worker ??= this.#work()
     if (this.#waiting.length - this.#head >= config.max_batch_size) this.#wake?.()
@@ -280,10 +292,7 @@ export class Queue {
     this.#closing.signal.addEventListener('abort', abort)
     if (this.#closing.signal.aborted) abort()
     try {
-      const delivery = sink.send(
-        entries.map(({ bytes }) => bytes),
-        controller.signal
-      )
+      const delivery = sink.send(entries, controller.signal)
       this.#use(sink, delivery)
       await delivery
     } finally {
@@ -332,7 +341,7 @@ export class Queue {
   }
 
   #discard(entry: Entry): void {
-    this.#bytes -= entry.bytes.length
+    this.#bytes -= lengthOf(entry)
     this.#memory.release(entry)
   }
 
@@ -350,7 +359,7 @@ export class Queue {
       recovered: false
     }
     this.#bypassing++
-    this.#bytes += entry.bytes.length
+    this.#bytes += lengthOf(entry)
     this.#watchLevel(config)
     const task = this.#deliver(batch).then(() => {
       this.#tasks.delete(task)
@@ -365,7 +374,7 @@ export class Queue {
   }
 
   #makeRoom(entry: Entry, maxBytes: number): boolean {
-    const bytes = entry.bytes.length
+    const bytes = lengthOf(entry)
     if (bytes > maxBytes) {
       this.#log.error(
         { queue: this.#name, bytes, max_bytes: maxBytes },

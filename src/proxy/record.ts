@@ -79,7 +79,8 @@ function members(
     if (name.charCodeAt(0) === 58 || edits?.has(name) === true || stoodBefore(flat, i)) continue
     const value =
       redact && REDACTED.has(name) ? '"REDACTED"' : (repeated(flat, i) ?? quoted(flat[i + 1]!))
-    text += `${text === '' ? '' : ','}${quoted(name)}:${value}`
+    // A field's name is a token (RFC 9110 §5.1), of which JSON escapes nothing.
+    text += `${text === '' ? '' : ','}"${name}":${value}`
   }
   return text
 }

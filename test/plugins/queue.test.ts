@@ -1,5 +1,5 @@
 import t, { type Test } from 'tap'
-import { Queue, type QueueConfig, type Sink } from '../../src/plugins/queue.ts'
+import { Queue, type QueueConfig, type QueuedBytes, type Sink } from '../../src/plugins/queue.ts'
 import { until } from '../harness.ts'
 
 const DEFAULTS: QueueConfig = {
@@ -43,8 +43,8 @@ class Collector implements Sink {
     this.timeout = timeout
   }
 
-  async send(entries: readonly Buffer[], signal: AbortSignal): Promise<void> {
-    const texts = entries.map(String)
+  async send(entries: readonly QueuedBytes[], signal: AbortSignal): Promise<void> {
+    const texts = entries.map(({ memory, start, end }) => memory.toString('utf8', start, end))
     await this.answer(++this.attempts, signal)
     this.batches.push(texts)
   }

@@ -39,6 +39,7 @@ type Ticket = Omit<Session, 'identities'> & {
 
 /** A cookie that was found authentic for clients with these attributes. */
 interface Known {
+  readonly text: string
   readonly binding: string
   readonly ticket: Ticket
   /** The last note of its use. */
@@ -78,6 +79,8 @@ export interface JarOptions {
 const VERSION = 1
 /** Characters of the cookies whose content is remembered. */
 const KNOWN_SIZE = 1024 * 1024
+/** Characters of a cookie's end that it is found by: hashing all of each is 3 % of a request. */
+const KEY_LENGTH = 24
 /** Milliseconds within which requests with one cookie share a note of its use. */
 const TOUCH_SHARED = 1000
 /** Seconds an entry without any timeout is kept. */
@@ -106,12 +109,13 @@ export class Jar {
   readonly #options: JarOptions
   readonly #context: string
   /**
-   * Cookies that were opened, by their text: clients send the same one with every request, and opening
-   * it costs more than the rest of a request's authentication. A rotated secret makes a new jar.
+   * Cookies that were opened, by the end of their text: clients send the same one with every request,
+   * and opening it costs more than the rest of a request's authentication. A rotated secret makes a new
+   * jar.
    */
   readonly #known = new LRUCache<string, Known>({
     maxSize: KNOWN_SIZE,
-    sizeCalculation: (_known, text) => text.length
+    sizeCalculation: ({ text }) => text.length
   })
 
   constructor(options: JarOptions) {
@@ -146,7 +150,7 @@ export class Jar {
    */
   touch(session: Session, carrier: Carrier): Lines | Promise<Lines> {
     const { store } = this.#options
-    const known = this.#known.get(readCookie(carrier.cookies, this.#options.name) ?? '')
+    const known = this.#recall(readCookie(carrier.cookies, this.#options.name) ?? '')
     const recent = known?.touch
     if (recent !== undefined && Math.abs(carrier.now - recent.at) < TOUCH_SHARED) {
       return this.#lines(recent.value, session, carrier)
@@ -170,12 +174,17 @@ export class Jar {
   #unseal(carrier: Carrier): Ticket | undefined {
     const text = readCookie(carrier.cookies, this.#options.name)
     if (text === undefined || text === '') return undefined
-    const known = this.#known.get(text)
+    const known = this.#recall(text)
     const ticket = known?.binding === carrier.binding ? known.ticket : this.#read(text, carrier)
     if (ticket === undefined || isExpired(ticket.times, this.timeouts, carrier.now)) {
       return undefined
     }
     return ticket
+  }
+
+  #recall(text: string): Known | undefined {
+    const known = this.#known.get(text.slice(-KEY_LENGTH))
+    return known?.text === text ? known : undefined
   }
 
   /** What a cookie says; undefined when it is not authentic. */
@@ -196,7 +205,7 @@ export class Jar {
       identities: stored?.map(restore),
       outdated: opened.outdated
     }
-    this.#known.set(text, { binding, ticket, touch: undefined })
+    this.#known.set(text.slice(-KEY_LENGTH), { text, binding, ticket, touch: undefined })
     return ticket
   }
 
