@@ -228,6 +228,16 @@ const RESPONSE_HOP_BY_HOP = new Set([
   'te'
 ])
 
+/** Lengths of those names, and of `trailer`: what has another is none of them, and needs no look-up. */
+const HOP_BY_HOP_LENGTHS = lengthsOf([...RESPONSE_HOP_BY_HOP, 'trailer'])
+
+/** One bit for each length of a name. */
+function lengthsOf(names: Iterable<string>): number {
+  let bits = 0
+  for (const { length } of names) bits |= 1 << length
+  return bits
+}
+
 /** Whether a field value may be sent on: no control characters but tab (RFC 9110 §5.5). */
 export function isFieldValue(value: string): boolean {
   return isAll(value, VALUE)
@@ -245,9 +255,11 @@ export function filterResponseHeaders(
   const fields: string[] = []
   for (let i = 0; i < raw.length; i += 2) {
     const name = text(raw[i]!)
-    const lower = name.toLowerCase()
-    if (RESPONSE_HOP_BY_HOP.has(lower) || named?.has(lower)) continue
-    if (lower === 'trailer' && !wantsTrailers) continue
+    if (named !== undefined || (name.length < 32 && (HOP_BY_HOP_LENGTHS >>> name.length) & 1)) {
+      const lower = name.toLowerCase()
+      if (RESPONSE_HOP_BY_HOP.has(lower) || named?.has(lower)) continue
+      if (lower === 'trailer' && !wantsTrailers) continue
+    }
     const value = text(raw[i + 1]!)
     if (isFieldValue(value)) fields.push(name, value)
   }
