@@ -46,6 +46,7 @@ const configs = {
   },
   legacy: { queue_size: 3, flush_timeout: 0.1, retry_count: 7 },
   full: { queue: { max_batch_size: 5, max_coalescing_delay: 3600 } },
+  varied: { queue: { max_batch_size: 7, max_coalescing_delay: 0.05 } },
   waited: { queue: { max_batch_size: 100, max_coalescing_delay: 0.3 } },
   faulty: { timeout: 200, queue: { initial_retry_delay: 0.02 } },
   never: { queue: { max_retry_time: -1 } },
@@ -276,6 +277,21 @@ t.test('batches fill up, or go when their first entry has waited', async t => {
   await until(() => collectors.waited.deliveries.length === 1, 'the one that waited')
   t.same(sizes(collectors.full), [5, 5])
   t.same(sizes(collectors.waited), [1])
+})
+
+t.test('batches of any size, one after the other, arrive as they were', async t => {
+  const sent: string[] = []
+  for (let burst = 0; burst < 12; burst++) {
+    const paths = Array.from(
+      { length: 1 + (burst % 5) * 3 },
+      (_, i) => `/varied/${burst}-${i}/${'x'.repeat((burst * 977 + i * 131) % 4000)}`
+    )
+    sent.push(...paths)
+    await Promise.all(paths.map(path => gateway.fetch(path)))
+    await until(() => collectors.varied.records().length === sent.length, 'the whole burst')
+  }
+  const logged = collectors.varied.records().map(({ request }) => request.uri)
+  t.same(logged.sort(), sent.sort())
 })
 
 t.test('what the collector does never reaches the client, and nothing is lost', async t => {
