@@ -19,7 +19,8 @@ import {
   filterResponseHeaders,
   filterTrailers,
   groupFields,
-  listsTrailers
+  listsTrailers,
+  type TrailersAfter
 } from './headers.ts'
 import { type HeldBody, HoldBounds } from './held-body.ts'
 import type { Router } from './router.ts'
@@ -393,7 +394,7 @@ export class Handler implements ForwardOwner, GatheringOwner {
     // Until whoever speaks the protocol listens, an error of the socket is only its end.
     socket.on('error', () => socket.destroy())
     const upgrade = exchange.upgrade!
-    exchange.response.base = filterResponseHeaders(rawHeaders, false)
+    exchange.response.base = filterResponseHeaders(rawHeaders, 101, 'nothing')
     try {
       upgrade.check(exchange)
     } catch (error) {
@@ -422,7 +423,7 @@ export class Handler implements ForwardOwner, GatheringOwner {
   ): void | Promise<void> {
     const { response } = exchange
     response.status = status
-    response.base = filterResponseHeaders(rawHeaders, wantsTrailers(exchange))
+    response.base = filterResponseHeaders(rawHeaders, status, trailersAfter(exchange, status))
     const pending = runPhase('response', exchange.selected, exchange, this.#hookFailed)
     if (pending !== undefined)
       return pending.then(() => this.#writeProxiedHead(exchange, statusText))
@@ -687,6 +688,15 @@ function gathers(exchange: HttpExchange): boolean {
 function wantsTrailers(exchange: HttpExchange): boolean {
   const { te } = exchange.request.headers
   return typeof te === 'string' && listsTrailers(te)
+}
+
+/** Where a `Trailer` field may announce them to the client. */
+function trailersAfter(exchange: HttpExchange, status: number): TrailersAfter {
+  if (!wantsTrailers(exchange)) return 'nothing'
+  if (exchange.http2) return 'any'
+  const { method, httpVersion } = exchange.request
+  const bodiless = status === 204 || status === 304 || method === 'HEAD'
+  return bodiless || httpVersion === '1.0' ? 'nothing' : 'chunks'
 }
 
 function writeHead(

@@ -246,25 +246,44 @@ export function isFieldValue(value: string): boolean {
 const text = (value: Buffer | string): string =>
   typeof value === 'string' ? value : value.toString('latin1')
 
+/** Where trailers may come to the client: nowhere, after a body in chunks, or after any body. */
+export type TrailersAfter = 'nothing' | 'chunks' | 'any'
+
 /** An upstream's fields as they may go to the client, flat; a field no client could read is left out. */
 export function filterResponseHeaders(
   raw: readonly (Buffer | string)[],
-  wantsTrailers: boolean
+  status: number,
+  trailersAfter: TrailersAfter
 ): string[] {
   const named = collectNamed(raw)
   const fields: string[] = []
+  let announced = false
   for (let i = 0; i < raw.length; i += 2) {
     const name = text(raw[i]!)
     if (named !== undefined || (name.length < 32 && (HOP_BY_HOP_LENGTHS >>> name.length) & 1)) {
       const lower = name.toLowerCase()
       if (RESPONSE_HOP_BY_HOP.has(lower) || named?.has(lower)) continue
-      if (lower === 'trailer' && !wantsTrailers) continue
+      if (lower === 'trailer') {
+        if (trailersAfter === 'nothing') continue
+        announced = true
+      }
     }
     const value = text(raw[i + 1]!)
     if (isFieldValue(value)) fields.push(name, value)
   }
-  return fields
+  // RFC 9110 §8.6: none with 204. Over HTTP/2 clients take such an answer for a broken one.
+  if (status === 204) return without(fields, 'content-length')
+  // RFC 9112 §7.1.2: trailers stand after chunks alone, and Node refuses to announce them elsewhere.
+  return announced && trailersAfter === 'chunks' && has(fields, 'content-length')
+    ? without(fields, 'trailer')
+    : fields
 }
+
+const has = (fields: readonly string[], lower: string): boolean =>
+  fields.some((field, i) => i % 2 === 0 && field.toLowerCase() === lower)
+
+const without = (fields: readonly string[], lower: string): string[] =>
+  fields.filter((_, i) => fields[i - (i % 2)]!.toLowerCase() !== lower)
 
 /** Fields that must not come as trailers: they frame, route or authenticate (RFC 9110 §6.5.1). */
 const NEVER_TRAILERS = new Set([

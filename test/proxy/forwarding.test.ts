@@ -1,5 +1,6 @@
 import { once } from 'node:events'
 import http from 'node:http'
+import http2 from 'node:http2'
 import net, { type AddressInfo } from 'node:net'
 import t, { type Test } from 'tap'
 import { startGateway, startUpstream, type TestGateway, until } from '../harness.ts'
@@ -220,6 +221,40 @@ await t.test('trailers and early hints go through', async t => {
   t.same(hints, ['</style.css>; rel=preload'])
   const without = await raw(gateway.port, 'GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n')
   t.notMatch(without, /X-Sum/i, 'a client that did not ask gets no trailers')
+})
+
+await t.test('a head that says too much of a body that is not there', async t => {
+  await using upstream = await rawUpstream((socket, head) => {
+    const [method, path] = head.split(' ')
+    const status = path === '/204' ? '204 No Content' : path === '/304' ? '304 x' : '200 OK'
+    const body = method === 'GET' && path === '/200' ? 'hello' : ''
+    socket.write(`HTTP/1.1 ${status}\r\nContent-Length: 5\r\nTrailer: X-Sum\r\n\r\n${body}`)
+  })
+  await using gateway = await startGateway(services(upstream.url), {
+    env: { POSTERN_PROXY_LISTEN: '127.0.0.1:0 http2' }
+  })
+  for (const [method, path, version, length] of [
+    ['GET', '/204', '1.1', false],
+    ['GET', '/304', '1.1', true],
+    ['HEAD', '/200', '1.1', true],
+    ['GET', '/200', '1.1', true],
+    ['GET', '/200', '1.0', true]
+  ] as const) {
+    const answer = await raw(
+      gateway.port,
+      `${method} ${path} HTTP/${version}\r\nHost: a\r\nTE: trailers\r\nConnection: close\r\n\r\n`
+    )
+    const what = `${method} ${path} ${version}`
+    t.match(answer, new RegExp(`^HTTP/1.1 ${path.slice(1)} `), what)
+    t.notMatch(answer, /\r\nTrailer:/i, what)
+    t.equal(/\r\nContent-Length: 5\r\n/.test(answer), length, what)
+  }
+  const session = http2.connect(gateway.url)
+  const stream = session.request({ ':path': '/204', te: 'trailers' })
+  const [headers] = await once(stream, 'response')
+  t.equal(headers[':status'], 204)
+  t.equal(headers['content-length'], undefined)
+  session.destroy()
 })
 
 await t.test('what the gateway answers itself, in the type the client accepts', async t => {

@@ -281,16 +281,21 @@ await t.test('responses: hop-by-hop, named, unsafe and unasked-for fields stay b
     'caf\u00e9'
   ]
   const kept = ['Set-Cookie', 'a=1', 'Set-Cookie', 'b=2', 'X-Latin', 'caf\u00e9']
-  t.same(filterResponseHeaders(raw, false), kept)
-  t.same(filterResponseHeaders(raw, true), ['Trailer', 'X-Sum', ...kept])
+  t.same(filterResponseHeaders(raw, 200, 'nothing'), kept)
+  t.same(filterResponseHeaders(raw, 200, 'chunks'), ['Trailer', 'X-Sum', ...kept])
   t.same(
     filterResponseHeaders(
       raw.map(part => Buffer.from(part, 'latin1')),
-      false
+      200,
+      'nothing'
     ),
     kept,
     'buffers are read alike'
   )
+  const sized = ['Content-Length', '2', 'Trailer', 'X-Sum', 'trailer', 'X-Other']
+  t.same(filterResponseHeaders(sized, 200, 'chunks'), ['Content-Length', '2'])
+  t.same(filterResponseHeaders(sized, 200, 'any'), sized, 'HTTP/2 has trailers after any body')
+  t.same(filterResponseHeaders(['Content-Length', '2', 'A', 'b'], 204, 'nothing'), ['A', 'b'])
 })
 
 await t.test('trailers that frame, route or authenticate are dropped', async t => {
