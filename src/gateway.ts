@@ -594,11 +594,10 @@ class ControlThread implements Gateway {
   /** Has everything of this thread that follows secrets take them over; `touched` are entities with new ones. */
   #inForce(tls = this.#tls, touched?: Touched): void {
     if (tls !== undefined && tls !== this.#tls) redactor.hold('setting sslCertKey', [tls.key])
-    if (tls !== this.#tls || touched === undefined || CERTIFICATES.some(kind => touched.has(kind)))
-      this.#certificates = undefined
+    const renewed = touched === undefined || CERTIFICATES.some(kind => touched.has(kind))
+    if (tls !== this.#tls || renewed) this.#certificates = undefined
     this.#tls = tls
-    if (touched === undefined || touched.has('certificates'))
-      this.#upstreams.adopt(watchedConfig(this.#loaded!.config, this.#secrets))
+    if (renewed) this.#upstreams.adopt(watchedConfig(this.#loaded!.config, this.#secrets))
     if (this.#redis === undefined || this.#live.lacks('sessionRedisUrl', this.#secrets)) return
     const redis = this.#live.text('sessionRedisUrl', this.#secrets)!
     redactor.hold('setting sessionRedisUrl', [redis.value, URL.parse(redis.value)?.password ?? ''])

@@ -2,7 +2,12 @@ import type { TSchema } from 'typebox'
 import type { Config, Entities } from './config.ts'
 import type { WatchedConfig } from './proxy/upstream-control.ts'
 import { redactor } from './redaction.ts'
-import { type Certificate, CertificateSchema } from './schema/entities.ts'
+import {
+  type CaCertificate,
+  CaCertificateSchema,
+  type Certificate,
+  CertificateSchema
+} from './schema/entities.ts'
 import { type ResolvedField, resolveFields } from './schema/referenceable.ts'
 import { parseTemplate } from './vault/reference.ts'
 
@@ -161,13 +166,16 @@ export function resolveTemplate(template: string, secrets: SecretLookup): Resolv
 
 /** What the control thread watches of a generation's upstreams. */
 export function watchedConfig(config: Config, secrets: SecretLookup): WatchedConfig {
-  const { services, upstreams, targets, certificates } = config
+  const { services, upstreams, targets, certificates, ca_certificates } = config
   return {
     services,
     upstreams,
     targets,
     certificates: certificates
       .map(entity => resolveEntity<Certificate>(CertificateSchema, entity, secrets))
-      .filter(certificate => certificate !== undefined)
+      .filter(certificate => certificate !== undefined),
+    ca_certificates: ca_certificates
+      .map(entity => resolveEntity<CaCertificate>(CaCertificateSchema, entity, secrets))
+      .filter(authority => authority !== undefined)
   }
 }

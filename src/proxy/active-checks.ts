@@ -1,3 +1,4 @@
+import { createSecureContext, type SecureContext } from 'node:tls'
 import pLimit, { type LimitFunction } from 'p-limit'
 import type { Logger } from '../plugins/plugin.ts'
 import type { Certificate, Target, Upstream } from '../schema/entities.ts'
@@ -19,6 +20,8 @@ export interface WatchedUpstream {
   readonly targets: readonly Target[]
   /** What probes show over TLS; undefined when there is none or it has no value. */
   readonly certificate: Certificate | undefined
+  /** Authorities that probes trust over TLS, PEM; undefined trusts those the process does. */
+  readonly trusted: readonly string[] | undefined
 }
 
 export interface WatchEnvironment {
@@ -86,6 +89,7 @@ export class UpstreamWatch {
   readonly #probing = new Set<Watched>()
   #version = -1
   #closed = false
+  #context: SecureContext | undefined
 
   constructor(watched: WatchedUpstream, environment: WatchEnvironment) {
     const { active } = watched.upstream.healthchecks
@@ -186,7 +190,7 @@ export class UpstreamWatch {
   }
 
   #probeOf({ host, ip, port }: Place) {
-    const { upstream, certificate } = this.#watched
+    const { upstream, certificate, trusted } = this.#watched
     const { active } = upstream.healthchecks
     return {
       type: active.type,
@@ -198,9 +202,20 @@ export class UpstreamWatch {
       timeout: (active.timeout || 1) * 1000,
       servername: active.https_sni,
       verify: active.https_verify_certificate,
-      cert: certificate?.cert.reveal(),
-      key: certificate?.key.reveal()
+      context: certificate === undefined && trusted === undefined ? undefined : this.#material
     }
+  }
+
+  /** What probes show and trust; made once, since reading all authorities takes milliseconds. */
+  readonly #material = (): SecureContext => {
+    const { certificate, trusted } = this.#watched
+    this.#context ??= createSecureContext({
+      ...(trusted === undefined ? {} : { ca: [...trusted] }),
+      ...(certificate === undefined
+        ? {}
+        : { cert: certificate.cert.reveal(), key: certificate.key.reveal() })
+    })
+    return this.#context
   }
 
   #logChange({ place, slot }: Watched, finding: Finding): void {

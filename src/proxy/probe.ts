@@ -1,6 +1,7 @@
 import http, { type ClientRequest, type IncomingMessage } from 'node:http'
 import https from 'node:https'
 import { connect, isIP } from 'node:net'
+import type { SecureContext } from 'node:tls'
 import type { HealthChecks } from '../schema/entities.ts'
 import type { Failure } from './health.ts'
 
@@ -18,8 +19,8 @@ export interface Probe {
   /** Name for SNI and verification; undefined goes by `host`. */
   readonly servername: string | undefined
   readonly verify: boolean
-  readonly cert: string | undefined
-  readonly key: string | undefined
+  /** Gives what is shown and trusted over TLS; undefined shows nothing and trusts what the process does. */
+  readonly context: (() => SecureContext) | undefined
 }
 
 /** What a probe saw: a status to be judged, a plain success, or a failure with its cause. */
@@ -74,12 +75,12 @@ function openTcp({ ip, port }: Probe, found: Found, broken: Broken): () => void 
 }
 
 /** The TLS options of a probe; SNI carries names only (RFC 6066 §3). */
-function tlsOptions({ servername, host, verify, cert, key }: Probe) {
+function tlsOptions({ servername, host, verify, context }: Probe) {
   const name = servername ?? host.replace(/:\d+$/, '')
   return {
     rejectUnauthorized: verify,
     ...(isIP(name.replace(/^\[|\]$/g, '')) === 0 ? { servername: name } : {}),
-    ...(cert === undefined ? {} : { cert, key })
+    ...(context === undefined ? {} : { secureContext: context() })
   }
 }
 

@@ -1,5 +1,6 @@
+import { getCACertificates } from 'node:tls'
 import type { Logger } from '../plugins/plugin.ts'
-import type { Certificate, Service, Target, Upstream } from '../schema/entities.ts'
+import type { CaCertificate, Certificate, Service, Target, Upstream } from '../schema/entities.ts'
 import { type UpstreamStatus, UpstreamWatch } from './active-checks.ts'
 import type { NameServer } from './dns/client.ts'
 import { HostsFile, readResolvConf } from './dns/system.ts'
@@ -23,6 +24,7 @@ export interface WatchedConfig {
   readonly upstreams: readonly Upstream[]
   readonly targets: readonly Target[]
   readonly certificates: readonly Certificate[]
+  readonly ca_certificates: readonly CaCertificate[]
 }
 
 /** Milliseconds a name server has to answer, and rounds through them. */
@@ -71,21 +73,22 @@ export class UpstreamControl {
   }
 
   /** Watches the upstreams of a configuration; those that did not change are not disturbed. */
-  adopt({ services, upstreams, targets, certificates }: WatchedConfig): void {
+  adopt(config: WatchedConfig): void {
+    const { services, upstreams, targets, certificates } = config
     const before = this.#watches
     const byUpstream = Map.groupBy(targets, target => target.upstream.id)
     const pairs = new Map(certificates.map(certificate => [certificate.id, certificate]))
+    const trustedBy = trustOf(config)
     const environment = { resolver: this.#names, health: this.#table, log: this.#log }
     this.#watches = new Map()
     for (const upstream of upstreams) {
       const own = byUpstream.get(upstream.id) ?? []
       const id = upstream.client_certificate?.id
       const certificate = id === undefined ? undefined : pairs.get(id)
-      const key = JSON.stringify([upstream, own, certificate?.cert.reveal()])
-      this.#watches.set(
-        key,
-        before.get(key) ?? new UpstreamWatch({ upstream, targets: own, certificate }, environment)
-      )
+      const trusted = trustedBy(upstream)
+      const key = JSON.stringify([upstream, own, certificate?.cert.reveal(), trusted])
+      const watched = { upstream, targets: own, certificate, trusted }
+      this.#watches.set(key, before.get(key) ?? new UpstreamWatch(watched, environment))
     }
     for (const [key, watch] of before) if (!this.#watches.has(key)) watch.close()
     this.#names.retain(
@@ -114,5 +117,23 @@ export class UpstreamControl {
   close(): void {
     for (const watch of this.#watches.values()) watch.close()
     this.#names.close()
+  }
+}
+
+/**
+ * Gives the authorities that probes of an upstream trust: those its services trust, since a target
+ * that serves them is not to be taken out for a certificate they accept. Undefined when no service has
+ * authorities of its own.
+ */
+function trustOf({ services, ca_certificates }: WatchedConfig) {
+  const authorities = new Map(ca_certificates.map(({ id, cert }) => [id, cert]))
+  const byHost = Map.groupBy(services, ({ host }) => host)
+  return ({ name }: Upstream): readonly string[] | undefined => {
+    const users = byHost.get(name) ?? []
+    const own = new Set(users.flatMap(service => service.ca_certificates ?? []))
+    if (own.size === 0) return undefined
+    const trusted = [...own].flatMap(id => authorities.get(id)?.reveal() ?? [])
+    const others = users.some(service => service.ca_certificates === undefined)
+    return others ? [...getCACertificates('default'), ...trusted] : trusted
   }
 }

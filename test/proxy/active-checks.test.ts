@@ -1,11 +1,13 @@
 import { once } from 'node:events'
+import { rename, writeFile } from 'node:fs/promises'
 import http2 from 'node:http2'
 import https from 'node:https'
 import net, { type AddressInfo } from 'node:net'
+import { join } from 'node:path'
 import type { TLSSocket } from 'node:tls'
 import t from 'tap'
 import { probe } from '../../src/proxy/probe.ts'
-import { certificateFor } from '../certificates.ts'
+import { certificateFor, issue } from '../certificates.ts'
 import { startGateway, startUpstream, until } from '../harness.ts'
 
 // Threads start slowly on a busy machine.
@@ -20,8 +22,7 @@ const common = {
   timeout: 10_000,
   servername: undefined,
   verify: false,
-  cert: undefined,
-  key: undefined
+  context: undefined
 }
 
 async function listen(server: net.Server): Promise<number> {
@@ -291,6 +292,94 @@ await t.test('every field of an active check', async t => {
     probe: 'one, two',
     shown: /CN=api\.test/
   })
+})
+
+await t.test('probes over TLS trust what the services of their upstream trust', async t => {
+  const root = issue('Test root', undefined, true)
+  const leaf = issue('api.test', root, false, [{ type: 2, value: 'api.test' }])
+  const stranger = issue('Other root', undefined, true)
+  const secure = await listen(https.createServer(leaf, (_request, response) => response.end()))
+  const secureGrpc = http2.createSecureServer(leaf)
+  secureGrpc.on('stream', stream => {
+    stream.on('error', () => {})
+    stream.respond({ 'content-type': 'application/grpc' }, { waitForTrailers: true })
+    stream.on('wantTrailers', () => stream.sendTrailers({ 'grpc-status': '0' }))
+    stream.end(Buffer.from([0, 0, 0, 0, 2, 8, 1]))
+  })
+  const ports = { https: secure, grpcs: await listen(secureGrpc) }
+  const ROOT = '10000000-0000-0000-0000-000000000001'
+  const OTHER = '10000000-0000-0000-0000-000000000002'
+  const ROTATED = '10000000-0000-0000-0000-000000000003'
+  const directory = t.testdir({ ca: root.cert })
+  const upstream = (name: string, type: 'https' | 'grpcs') => ({
+    name,
+    host_header: 'api.test',
+    targets: [{ target: `127.0.0.1:${ports[type]}` }],
+    healthchecks: {
+      active: {
+        type,
+        healthy: { interval: 0.05, successes: 1 },
+        unhealthy: { interval: 0.05, tcp_failures: 1 }
+      }
+    }
+  })
+  const service = (name: string, host: string, fields: object) => ({
+    name,
+    host,
+    protocol: 'https',
+    port: 443,
+    ...fields
+  })
+  await using gateway = await startGateway({
+    vaults: [{ name: 'fs', prefix: 'files', config: { prefix: directory, ttl: 1 } }],
+    ca_certificates: [
+      { id: ROOT, cert: root.cert },
+      { id: OTHER, cert: stranger.cert },
+      { id: ROTATED, cert: '{vault://files/ca}' }
+    ],
+    upstreams: [
+      upstream('own', 'https'),
+      upstream('own-grpc', 'grpcs'),
+      upstream('one-of-two', 'https'),
+      upstream('foreign', 'https'),
+      upstream('default', 'https'),
+      upstream('rotated', 'https')
+    ],
+    services: [
+      service('own', 'own', { ca_certificates: [ROOT] }),
+      service('own-grpc', 'own-grpc', { ca_certificates: [ROOT] }),
+      service('with', 'one-of-two', { ca_certificates: [ROOT] }),
+      service('without', 'one-of-two', {}),
+      service('foreign', 'foreign', { ca_certificates: [OTHER] }),
+      service('default', 'default', {}),
+      service('rotated', 'rotated', { ca_certificates: [ROTATED] })
+    ]
+  })
+  type Shown = {
+    name: string
+    health: string
+    targets: { addresses: { last_check?: { result: string } }[] }[]
+  }
+  const becomes = async (name: string, expected: string): Promise<void> => {
+    let seen = ''
+    await until(async () => {
+      const { upstreams } = (await gateway.status('/upstreams')).json() as { upstreams: Shown[] }
+      const { health, targets } = upstreams.find(each => each.name === name)!
+      seen = `${health}, ${targets[0]!.addresses[0]!.last_check?.result ?? 'no check'}`
+      return seen === expected
+    }, `${name} to be ${expected}`).catch(error => t.fail(`${error.message}: it is ${seen}`))
+  }
+  await becomes('own', 'HEALTHY, status 200')
+  await becomes('own-grpc', 'HEALTHY, serving')
+  await becomes('one-of-two', 'HEALTHY, status 200')
+  for (const name of ['foreign', 'default']) {
+    await becomes(name, 'UNHEALTHY, tcp: UNABLE_TO_VERIFY_LEAF_SIGNATURE')
+  }
+  await becomes('rotated', 'HEALTHY, status 200')
+  await writeFile(join(directory, 'next'), stranger.cert)
+  await rename(join(directory, 'next'), join(directory, 'ca'))
+  await gateway.status('/vaults/refresh', { method: 'POST' })
+  await becomes('rotated', 'UNHEALTHY, tcp: UNABLE_TO_VERIFY_LEAF_SIGNATURE')
 })
 
 await t.test('concurrency bounds the probes of an upstream at a time', async t => {
