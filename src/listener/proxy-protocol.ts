@@ -53,7 +53,7 @@ function parseV1(bytes: Buffer): ProxyHeader | undefined {
     isIP(destination) === version &&
     [from, to].every(port => PORT.test(port) && Number(port) <= 65_535)
   if (!valid) throw new Error('the PROXY line is malformed')
-  return { length, address: source }
+  return { length, address: plainAddress(source) }
 }
 
 function parseV2(bytes: Buffer): ProxyHeader | undefined {
@@ -81,8 +81,21 @@ function parseV2(bytes: Buffer): ProxyHeader | undefined {
 function ipv6(bytes: Buffer): string {
   const groups: string[] = []
   for (let i = 0; i < 16; i += 2) groups.push(bytes.readUInt16BE(i).toString(16))
-  // The URL parser writes the canonical form (RFC 5952).
-  return new URL(`http://[${groups.join(':')}]`).hostname.slice(1, -1)
+  return plainAddress(groups.join(':'))
+}
+
+/**
+ * An address as it is written everywhere: IPv6 in its canonical form (RFC 5952), and one that stands
+ * for IPv4 as that, since proxies that listen on both families tell IPv4 clients so.
+ */
+export function plainAddress(ip: string): string {
+  if (isIP(ip) !== 6 || ip.includes('%')) return ip
+  // The URL parser writes the canonical form.
+  const canonical = new URL(`http://[${ip}]`).hostname.slice(1, -1)
+  const mapped = /^::ffff:([0-9a-f]{1,4}):([0-9a-f]{1,4})$/.exec(canonical)
+  if (mapped === null) return canonical
+  const [high, low] = [Number.parseInt(mapped[1]!, 16), Number.parseInt(mapped[2]!, 16)]
+  return [high >> 8, high & 255, low >> 8, low & 255].join('.')
 }
 
 const CLIENT = Symbol('the client a PROXY header named')

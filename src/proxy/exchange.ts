@@ -4,7 +4,7 @@ import type { Http2ServerRequest, Http2ServerResponse } from 'node:http2'
 import { isIP, type Socket } from 'node:net'
 import type { TLSSocket } from 'node:tls'
 import { BodyAborted, BodyTimeout, BodyTooLarge, TrailersTooMany } from '../errors.ts'
-import { proxiedAddress } from '../listener/proxy-protocol.ts'
+import { plainAddress, proxiedAddress } from '../listener/proxy-protocol.ts'
 import type { Instance } from '../plugins/instance.ts'
 import type {
   ClientRequest,
@@ -61,8 +61,7 @@ function addressIn(text: string): string | undefined {
   const colon = address.indexOf(':')
   if (address.startsWith('[')) address = address.slice(1, address.indexOf(']'))
   else if (colon !== -1 && colon === address.lastIndexOf(':')) address = address.slice(0, colon)
-  address = unmapped(address)
-  return isIP(address) === 0 ? undefined : address
+  return isIP(address) === 0 ? undefined : plainAddress(address)
 }
 
 /** An IPv4 address that an IPv6 socket shows, as IPv4. */

@@ -29,6 +29,13 @@ await t.test('version 1', async t => {
   const line = 'PROXY TCP4 1.2.3.4 10.0.0.1 8080 80\r\n'
   t.same(read(`${line}GET / HTTP/1.1\r\n`), { length: line.length, address: '1.2.3.4' })
   t.match(read('PROXY TCP6 2001:db8::1 ::1 1 65535\r\n'), { address: '2001:db8::1' })
+  for (const [written, address] of [
+    ['2001:DB8:0:0:0:0:0:1', '2001:db8::1'],
+    ['::ffff:1.2.3.4', '1.2.3.4'],
+    ['::FFFF:102:304', '1.2.3.4']
+  ]) {
+    t.match(read(`PROXY TCP6 ${written} ::1 1 2\r\n`), { address }, 'one address, one spelling')
+  }
   t.match(read('PROXY UNKNOWN\r\n'), { length: 15, address: undefined })
   t.match(read('PROXY UNKNOWN whatever it says\r\n'), { address: undefined })
   for (const part of ['', 'P', 'PROXY', 'PROXY TCP4 1.2.3.4', line.slice(0, -1)]) {
@@ -59,6 +66,11 @@ await t.test('version 2', async t => {
     address: '1.2.3.4'
   })
   t.match(parseProxyHeader(v2(1, 0x21, V6)), { address: '2001:db8::1' })
+  const mapped = Buffer.concat([
+    Buffer.from('00000000000000000000ffff01020304', 'hex'),
+    V6.subarray(16)
+  ])
+  t.match(parseProxyHeader(v2(1, 0x21, mapped)), { address: '1.2.3.4' }, 'IPv4 written as IPv6')
   const tlv = Buffer.concat([V4, Buffer.from([4, 0, 2, 0, 0])])
   t.same(parseProxyHeader(v2(1, 0x11, tlv)), { length: 33, address: '1.2.3.4' }, 'with a TLV')
   t.same(parseProxyHeader(v2(0, 0, Buffer.alloc(0))), { length: 16, address: undefined }, 'LOCAL')

@@ -89,6 +89,8 @@ await t.test('the client behind proxies', async t => {
   t.equal(ip('10.0.0.1', '1.1.1.1:443'), '1.1.1.1')
   t.equal(ip('10.0.0.1', '[2001:db8::1]:443'), '2001:db8::1')
   t.equal(ip('10.0.0.1', '2001:db8::1'), '2001:db8::1')
+  t.equal(ip('10.0.0.1', '2001:DB8:0::1'), '2001:db8::1', 'one address, one spelling')
+  t.equal(ip('10.0.0.1', '::FFFF:101:101'), '1.1.1.1')
   t.equal(ip('10.0.0.1', 'unknown'), '10.0.0.1', 'what is no address is not taken for one')
   t.equal(ip('10.0.0.1', ''), '10.0.0.1')
   t.equal(ip('10.0.0.1', '6.6.6.6, 1.1.1.1, 10.0.0.9', recursive), '1.1.1.1')
