@@ -220,6 +220,7 @@ class Response implements ClientResponse {
   status = 0
   /** What the upstream or the answer gave, flat: name, value, name, value, … */
   base: string[] = []
+  sent: readonly string[] | undefined = undefined
   #edits: Map<string, ResponseEdit> | undefined = undefined
 
   header(name: string): string | readonly string[] | undefined {

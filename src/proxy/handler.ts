@@ -463,6 +463,7 @@ export class Handler implements ForwardOwner, GatheringOwner {
     if (ownHeaders.upstreamStatus) {
       fields.push(this.#names.upstreamStatus, `${exchange.upstreamStatuses.at(-1)}`)
     }
+    exchange.response.sent = fields
     return fields
   }
 
@@ -550,6 +551,7 @@ export class Handler implements ForwardOwner, GatheringOwner {
       )
     }
     if (ownHeaders.requestId) fields.push(this.#names.requestId, exchange.id)
+    response.sent = fields
     if (exchange.grpcEnding !== undefined) {
       // A gRPC client reads how its call ended from the trailers of a response that is always 200.
       writeHead(exchange, 200, undefined, fields)

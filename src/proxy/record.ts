@@ -27,7 +27,10 @@ export interface Finished extends Exchange {
   readonly upstream: UpstreamRequest & {
     readonly edits: ReadonlyMap<string, { readonly value: string | undefined }> | undefined
   }
-  readonly response: ClientResponse & { fields(): readonly string[] }
+  readonly response: ClientResponse & {
+    /** What went to the client, flat; undefined while nothing has. */
+    readonly sent: readonly string[] | undefined
+  }
 }
 
 /** Kong's fixed id of the one workspace a file describes. */
@@ -67,20 +70,57 @@ function stoodBefore(flat: readonly string[], at: number): boolean {
   return false
 }
 
-/** Members of an object of lower-case names; repeated fields become arrays. */
+/** The members so far and one more, whose value is JSON. */
+function withJson(text: string, name: string, value: string): string {
+  return text === '' ? `"${name}":${value}` : `${text},"${name}":${value}`
+}
+
+/** The members so far and one more, whose value is text. Each piece that is joined makes a string. */
+function withText(text: string, name: string, value: string): string {
+  if (UNUSUAL.test(value)) return withJson(text, name, JSON.stringify(value))
+  return text === '' ? `"${name}":"${value}"` : `${text},"${name}":"${value}"`
+}
+
+/** One of 32 bits for a name; names that are the same have the same. */
+function bitOf(name: string): number {
+  return 1 << (name.length * 7 + (name.charCodeAt(0) | 32))
+}
+
+/** Bits of all names that may stand repeatedly: the others need no search. */
+function repeatedBits(flat: readonly string[]): number {
+  let once = 0
+  let twice = 0
+  for (let i = 0; i < flat.length; i += 2) {
+    const bit = bitOf(flat[i]!)
+    twice |= once & bit
+    once |= bit
+  }
+  return twice
+}
+
+/**
+ * Members of an object of lower-case names; repeated fields become arrays. A field's name is a token
+ * (RFC 9110 §5.1), of which JSON escapes nothing.
+ */
 function members(
   flat: readonly string[],
   redact: boolean,
   edits: Finished['upstream']['edits']
 ): string {
+  const twice = repeatedBits(flat)
   let text = ''
   for (let i = 0; i < flat.length; i += 2) {
-    const name = flat[i]!.toLowerCase()
-    if (name.charCodeAt(0) === 58 || edits?.has(name) === true || stoodBefore(flat, i)) continue
-    const value =
-      redact && REDACTED.has(name) ? '"REDACTED"' : (repeated(flat, i) ?? quoted(flat[i + 1]!))
-    // A field's name is a token (RFC 9110 §5.1), of which JSON escapes nothing.
-    text += `${text === '' ? '' : ','}"${name}":${value}`
+    const original = flat[i]!
+    const name = original.toLowerCase()
+    if (name.charCodeAt(0) === 58 || edits?.has(name) === true) continue
+    const mayRepeat = (bitOf(original) & twice) !== 0
+    if (mayRepeat && stoodBefore(flat, i)) continue
+    if (redact && REDACTED.has(name)) text = withText(text, name, 'REDACTED')
+    else {
+      const values = mayRepeat ? repeated(flat, i) : undefined
+      text =
+        values === undefined ? withText(text, name, flat[i + 1]!) : withJson(text, name, values)
+    }
   }
   return text
 }
@@ -91,9 +131,7 @@ function requestHeaders({ request, upstream }: Finished): string {
   let text = members(request.rawHeaders, true, edits)
   if (edits === undefined) return text
   for (const [name, { value }] of edits) {
-    if (value === undefined) continue
-    const shown = REDACTED.has(name) ? '"REDACTED"' : quoted(value)
-    text += `${text === '' ? '' : ','}${quoted(name)}:${shown}`
+    if (value !== undefined) text = withText(text, name, REDACTED.has(name) ? 'REDACTED' : value)
   }
   return text
 }
@@ -201,7 +239,7 @@ function textOf(entity: object): string {
 export function writeRecord(exchange: Finished): string {
   const { response, route, service, consumer, credential, upstream, logFields } = exchange
   const proxied = exchange.firstByteMark > 0 && exchange.answer === undefined
-  const fields = response.fields()
+  const fields = response.sent ?? []
   const { path, query } = upstream
   const uri = exchange.tries.length === 0 ? '' : query === undefined ? path : `${path}?${query}`
   let text =

@@ -160,12 +160,12 @@ t.test('a record tells all about an exchange', async t => {
     ],
     plugins: [
       { name: 'http-log', config: { http_endpoint: collector.url } },
-      { name: 'correlation-id', config: { header_name: 'X-Id' } }
+      { name: 'correlation-id', config: { header_name: 'X-Id', echo_downstream: true } }
     ]
   })
   t.teardown(() => gateway.close())
   const began = Date.now()
-  await gateway.fetch('/open/it?a=1&a=2&b&c=%20d&apikey=k', {
+  const answer = await gateway.fetch('/open/it?a=1&a=2&b&c=%20d&apikey=k', {
     method: 'POST',
     headers: { authorization: 'Basic c2VjcmV0', 'X-Id': 'mine', 'x-many': ['1', '2'] },
     body: 'four'
@@ -210,6 +210,12 @@ t.test('a record tells all about an exchange', async t => {
     workspace_name: 'default',
     correlation_id: 'mine'
   })
+  const { connection: _, 'keep-alive': __, ...received } = answer.headers
+  t.match(
+    proxied.response.headers,
+    received,
+    "whatever the client got of fields, a plugin's and our own"
+  )
   t.ok(proxied.started_at >= began && proxied.started_at <= Date.now())
   t.ok(proxied.request.size > 'POST /open/it HTTP/1.1 four'.length)
   t.ok(proxied.response.size > 'HTTP/1.1 200 OK hello'.length)

@@ -48,7 +48,7 @@ function finished(more: object = {}): Finished {
         ['proxy-authorization', { value: 'secret' }]
       ])
     },
-    response: { status: 201, fields: () => ['Set-Cookie', 'a', 'Set-Cookie', 'b', 'X-B', '1'] },
+    response: { status: 201, sent: ['Set-Cookie', 'a', 'Set-Cookie', 'b', 'X-B', '1'] },
     tries: [
       {
         startedAt: 1_700_000_000_124.5,
