@@ -732,7 +732,17 @@ const broken: readonly Broken[] = [
   ['_ignore: {<<: 5}', 2, 11, '_ignore', 'POSTERN_CONFIG_SYNTAX', /merge key/],
   ['_ignore: {__proto__: 5}', 2, 11, '_ignore', U, /Remove it/],
   ['_ignore: !tag 5', 2, 10, '', 'POSTERN_CONFIG_SYNTAX', /tag/],
-  ['services: []\nservices: []', 3, 1, '', D, /stands twice/],
+  ['services: []\nservices: []', 3, 1, 'services', D, /stands twice.*stands at line 2, column 1/],
+  [
+    'services: [{name: a, url: "http://a", url: "http://b"}]',
+    2,
+    39,
+    'services[0].url',
+    D,
+    /line 2, column 22/
+  ],
+  ['services: []\n---\nroutes: []', 3, 1, '', 'POSTERN_CONFIG_SYNTAX', /one document in the file/],
+  ['services: []\n---\n# no\n---\na: 1', 3, 1, '', 'POSTERN_CONFIG_SYNTAX', /one document/],
   ['services: [', 2, 12, '', 'POSTERN_CONFIG_SYNTAX', /./]
 ]
 
@@ -740,6 +750,12 @@ t.test('names of built-in members are names like others', async t => {
   for (const name of ['constructor', 'toString', 'hasOwnProperty']) {
     const body = `routes: [{protocols: [${name}], ${name}: 1}]\nupstreams: [{name: u, hash_on: ${name}}]\n${name}: []`
     t.equal(problemsOf(`_format_version: "3.0"\n${body}`).length, 4, name)
+  }
+})
+
+t.test('a document that ends with a marker, or with empty ones, is one', async t => {
+  for (const end of ['---\n', '...\n', '---\n# end\n---\n']) {
+    t.same(problemsOf(`_format_version: "3.0"\nservices: []\n${end}`), [], end)
   }
 })
 

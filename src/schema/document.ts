@@ -40,6 +40,37 @@ export function pathText(segments: Segments): string {
   return text
 }
 
+/** Whether documents of this text are empty: a `---` at the end of a file separates nothing. */
+function holdsNothing(text: string): boolean {
+  return text.split('\n').every(line => /^(?:---|\.\.\.)?\s*(?:#.*)?$/.test(line))
+}
+
+/** The path of the key that stands again at this offset, and where it stood first. */
+function findTwice(
+  node: unknown,
+  at: number,
+  path: Segments
+): { readonly path: Segments; readonly other: number } | undefined {
+  if (isSeq(node)) {
+    for (const [index, item] of node.items.entries()) {
+      const found = findTwice(item, at, [...path, index])
+      if (found !== undefined) return found
+    }
+  } else if (isMap(node)) {
+    const { items } = node as YAMLMap<Scalar, Node>
+    for (const { key, value } of items) {
+      const here = [...path, String(key.value)]
+      if (key.range?.[0] === at) {
+        const first = items.find(item => item.key.value === key.value)
+        return { path: here, other: first?.key.range?.[0] ?? at }
+      }
+      const found = findTwice(value, at, here)
+      if (found !== undefined) return found
+    }
+  }
+  return undefined
+}
+
 type Container = Readonly<Record<string | number, unknown>>
 
 function isContainer(value: unknown): value is Container {
@@ -97,7 +128,8 @@ export class SourceDocument {
     const errors: readonly YAMLError[] = [...document.errors, ...document.warnings]
     // Text nested thousands of levels deep exhausts the parser's stack; what it says then is noise.
     const exhausted = errors.find(error => error.code === 'RESOURCE_EXHAUSTION')
-    for (const error of exhausted === undefined ? errors : [exhausted]) this.#addYamlError(error)
+    for (const error of exhausted === undefined ? errors : [exhausted])
+      this.#addYamlError(error, document)
     if (this.#problems.length > 0) throw new ConfigError(this.#problems)
     this.root = this.#convert(document.contents, [], 0).value
     if (this.#problems.length > 0) throw new ConfigError(this.#problems)
@@ -161,7 +193,8 @@ export class SourceDocument {
       schema: 'core',
       stringKeys: true,
       resolveKnownTags: false,
-      logLevel: 'silent'
+      // With 'silent' the parser would drop every document but the first without a word.
+      logLevel: 'error'
     })
   }
 
@@ -175,11 +208,20 @@ export class SourceDocument {
     }
   }
 
-  #addYamlError(error: YAMLError): void {
+  #addYamlError(error: YAMLError, document: Document.Parsed): void {
+    const at = error.pos[0]
+    if (error.code === 'MULTIPLE_DOCS' && holdsNothing(this.#text.slice(at))) return
     const [code, message] = YAML_MEANINGS[error.code] ?? ['POSTERN_CONFIG_SYNTAX', error.message]
     const fix =
       YAML_FIXES[error.code] ?? 'Correct the YAML here, or quote the value if it was meant as text'
-    this.#problems.push({ code, message, fix, place: this.#placeAt(error.pos[0], []) })
+    const twice = error.code === 'DUPLICATE_KEY' ? findTwice(document.contents, at, []) : undefined
+    if (twice === undefined) {
+      this.#problems.push({ code, message, fix, place: this.#placeAt(at, []) })
+      return
+    }
+    const { line, column } = this.#placeAt(twice.other, [])
+    const where = `${fix}; the other stands at line ${line}, column ${column}`
+    this.#problems.push({ code, message, fix: where, place: this.#placeAt(at, twice.path) })
   }
 
   #add(node: Node | null, path: Segments, code: string, message: string, fix: string): Converted {
