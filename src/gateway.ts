@@ -834,7 +834,8 @@ function inForce(
     [...secrets].map(([text, state]): [string, Outcome] => {
       const now = set.outcome(text)
       if ('failure' in state) {
-        const failed = { state: 'unreachable', message: state.failure } as const
+        const code = 'POSTERN_VAULT_UNREACHABLE'
+        const failed = { state: 'unreachable', code, message: state.failure } as const
         return [text, now.state === 'ok' ? failed : now]
       }
       const same = now.state === 'ok' && now.value === state.value

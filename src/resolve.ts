@@ -344,31 +344,30 @@ export function unresolvedUses(
   )
 }
 
-const FAILURE_CODES = {
-  absent: 'POSTERN_VAULT_ABSENT',
-  denied: 'POSTERN_VAULT_DENIED',
-  unreachable: 'POSTERN_VAULT_UNREACHABLE',
-  malformed: 'POSTERN_VAULT_MALFORMED'
-} as const
-
-const FAILURE_FIXES = {
-  absent: 'Store it there, correct the reference, or give it a ?default=.',
-  denied: "Let the gateway's identity read it.",
-  unreachable: 'Check the address and the network, then start again.',
-  malformed: 'Correct what the vault holds there, or the key or pointer of the reference.'
-} as const
+const FAILURE_FIXES: Readonly<Record<string, string>> = {
+  POSTERN_VAULT_ABSENT: 'Store it there, correct the reference, or give it a ?default=.',
+  POSTERN_VAULT_DENIED: "Let the gateway's identity read it.",
+  POSTERN_VAULT_UNREACHABLE: 'Check the address and the network, then start again.',
+  POSTERN_VAULT_THROTTLED: "Start again later, or raise the vault's quota.",
+  POSTERN_VAULT_MALFORMED:
+    'Correct what the vault holds there, or the key or pointer of the reference.',
+  POSTERN_VAULT_SETTINGS:
+    "Correct the vault's config in the file, or its variables POSTERN_VAULT_… in the environment."
+}
 
 function unresolved(
   reference: string,
   outcome: Outcome | undefined,
   place: Problem['place']
 ): Problem {
-  const state = outcome === undefined || outcome.state === 'ok' ? 'unreachable' : outcome.state
-  const message = outcome === undefined || outcome.state === 'ok' ? 'never asked' : outcome.message
+  const { code, message } =
+    outcome === undefined || outcome.state === 'ok'
+      ? { code: 'POSTERN_VAULT_UNREACHABLE', message: 'never asked' }
+      : outcome
   return {
-    code: FAILURE_CODES[state],
+    code,
     message: `${reference} has no value: ${message}`,
-    fix: FAILURE_FIXES[state],
+    fix: FAILURE_FIXES[code]!,
     place,
     reference
   }

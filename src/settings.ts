@@ -39,7 +39,8 @@ import {
 } from './setting-values.ts'
 import type { BackendType } from './vault/backend.ts'
 import { builtInBackends } from './vault/backends/index.ts'
-import { parseTemplate } from './vault/reference.ts'
+import { checkSetting } from './vault/definitions.ts'
+import { parseReference, parseTemplate } from './vault/reference.ts'
 
 export { type Listener, trustedPeers } from './setting-values.ts'
 
@@ -538,7 +539,9 @@ export function collectSettings(
     const vault = vaultFields.get(variable.replace(/^(POSTERN|KONG)_/, ''))
     if (known.has(variable) || FULFILLED[variable]?.includes(env[variable]!)) continue
     if (vault !== undefined) {
-      vaultDefaults[vault.type] = { ...vaultDefaults[vault.type], [vault.field]: env[variable]! }
+      const text = env[variable]!
+      vaultDefaults[vault.type] = { ...vaultDefaults[vault.type], [vault.field]: text }
+      attempt(variable, problems, () => checkVaultSetting(types, vault, text))
     } else if (SERVICE_LINK.test(variable)) continue
     else if (variable.startsWith('KONG_')) unsupported.push(variable)
     else problems.push(unknown(variable, vaultFields))
@@ -555,16 +558,41 @@ export function collectSettings(
     })
   }
   const references: SettingReference[] = []
+  const malformed = new Set<string>()
   for (const [name, { variable, text }] of authored) {
     if (tableRow(name).verbatim && !ONE_REFERENCE.test(text)) continue
     const found = attempt(variable, problems, () => referencesIn(text))
+    if (found === undefined) malformed.add(name)
     if (found === undefined || found.length === 0) continue
     references.push({ name, template: text, references: found, place: placeOf(variable) })
   }
-  const pending = new Set(references.map(({ name }) => name))
+  const pending = new Set([...malformed, ...references.map(({ name }) => name)])
   parseValues(authored, name => !pending.has(name), problems, warnings)
   if (problems.length > 0) throw new ConfigError(problems)
   return { types, vaultDefaults, references, warnings, authored }
+}
+
+/** Throws what is wrong with a setting of a default vault, as far as it tells by itself. */
+function checkVaultSetting(
+  types: readonly BackendType[],
+  { type, field }: { readonly type: string; readonly field: string },
+  text: string
+): void {
+  const names = types.map(({ name }) => name)
+  const other = referencesIn(text)
+    .map(reference => parseReference(reference).vault)
+    .find(vault => !names.includes(vault))
+  if (other !== undefined) {
+    throw new Misfit(
+      `refers to a vault "${other}", which is no default vault`,
+      `Use one of ${names.join(', ')}.`
+    )
+  }
+  const { schema } = types.find(({ name }) => name === type)!
+  const complaint = checkSetting(schema, field, text)
+  if (complaint === undefined) return
+  const { message, fix } = complaint
+  throw new Misfit(`has a value it cannot have: ${message}`, /[.?]$/.test(fix) ? fix : `${fix}.`)
 }
 
 /**
@@ -789,10 +817,11 @@ function attempt<T>(variable: string, problems: Problem[], read: () => T): T | u
   try {
     return read()
   } catch (error) {
-    const { message, fix } = error as Partial<Misfit> & Error
-    problems.push(
-      problem('INVALID', variable, message, fix ?? 'Write {vault://VAULT/RESOURCE/KEY}.')
-    )
+    const { message: text, fix } = error as Partial<Misfit> & Error
+    // A malformed reference says what to write at its end.
+    const [, message = text, form = '{vault://VAULT/RESOURCE/KEY}'] =
+      /^(.*); write (.*)$/s.exec(text) ?? []
+    problems.push(problem('INVALID', variable, message, fix ?? `Write ${form}.`))
     return undefined
   }
 }

@@ -234,6 +234,46 @@ t.test('--resolve tells absent, malformed and invalid apart', async t => {
   t.match(table.stderr, /4 problems\n$/)
 })
 
+t.test(
+  'what keeps a vault from being asked is told as its settings, not as its content',
+  async t => {
+    const root = secrets(t, { port: 'no port' })
+    const path = file(`${VALID}vaults:
+  - prefix: jwt
+    name: conjur
+    config: { endpoint_url: "http://127.0.0.1:1", account: a, auth_method: jwt }
+plugins:
+  - name: http-log
+    config:
+      http_endpoint: http://127.0.0.1:1
+      headers: { A: "{vault://jwt/x/y}", B: "{vault://hcv/x/y}" }
+`)
+    const env = {
+      POSTERN_VAULT_FS_PREFIX: root,
+      POSTERN_VAULT_HCV_TOKEN: 't',
+      POSTERN_VAULT_HCV_PORT: '{vault://fs/port}'
+    }
+    const [json, got] = await Promise.all([
+      postern(['check', path, '--resolve', '--json'], env),
+      postern(['vault', 'get', 'hcv/x/y'], env)
+    ])
+    t.equal(json.code, 1)
+    t.match(JSON.parse(json.stdout).problems, [
+      { code: 'POSTERN_VAULT_SETTINGS', message: /service_id/, fix: /Correct the vault's config/ },
+      { code: 'POSTERN_VAULT_SETTINGS', message: /port: expected an integer/ }
+    ])
+    t.match(got, { code: 1, stderr: /port: expected an integer.* \[POSTERN_VAULT_SETTINGS\]$/m })
+  }
+)
+
+t.test('a switch of a default vault is on, too, not only true', async t => {
+  const env = { SECRET: 'aGVsbG8gdGhlcmU=', POSTERN_VAULT_ENV_BASE64_DECODE: 'on' }
+  t.match(await postern(['vault', 'get', 'env/secret', '--reveal'], env), {
+    code: 0,
+    stdout: 'hello there\n'
+  })
+})
+
 t.test('--resolve of an environment that does not resolve', async t => {
   const env = { POSTERN_WORKERS: '{vault://env/count}', COUNT: 'many-4711' }
   const [{ code, stderr }, absent] = await Promise.all([

@@ -314,6 +314,55 @@ await t.test('settings of the default vaults are collected by type', async t => 
   })
 })
 
+await t.test(
+  'settings of the default vaults are checked, each by itself and all at once',
+  async t => {
+    const wrong: readonly [string, string, RegExp, RegExp][] = [
+      ['POSTERN_VAULT_AWS_TTL', '5q', /expected a number/, /^Write a number\.$/],
+      ['POSTERN_VAULT_AZURE_CERTS_TIMEOUT', '301', /at most 300/, /^Write 300 or less\.$/],
+      ['POSTERN_VAULT_AZURE_VAULT_URI', 'ftp://x', /invalid value/, /https/],
+      ['POSTERN_VAULT_ENV_BASE64_DECODE', 'maybe', /expected a boolean/, /^Write true or false\.$/],
+      ['POSTERN_VAULT_HCV_AUTH_METHOD', 'approll', /expected one of/, /^Did you mean approle\?$/],
+      [
+        'POSTERN_VAULT_HCV_KUBE_ROLE',
+        '{vault://nope/x}',
+        /"nope", which is no default vault/,
+        /fs, hcv/
+      ],
+      ['POSTERN_VAULT_HCV_PORT', 'http', /expected an integer/, /^Write a whole number\.$/],
+      [
+        'POSTERN_VAULT_HCV_TOKEN',
+        '{vault://fs/x',
+        /brace is missing/,
+        /^Write {vault:\/\/fs\/x}\.$/
+      ]
+    ]
+    t.match(
+      problems(Object.fromEntries(wrong)),
+      wrong.map(([path, , message, fix]) => ({
+        code: 'POSTERN_SETTING_INVALID',
+        message,
+        fix,
+        place: { path }
+      }))
+    )
+    t.doesNotThrow(() =>
+      collectSettings({
+        POSTERN_VAULT_ENV_BASE64_DECODE: 'on',
+        POSTERN_VAULT_ENV_ALLOW: 'DB_*,API_KEY',
+        POSTERN_VAULT_HCV_AUTH_METHOD: 'cert',
+        POSTERN_VAULT_HCV_PORT: '{vault://env/port}',
+        KONG_VAULT_HCV_TTL: '0.5'
+      })
+    )
+  }
+)
+
+await t.test('a malformed reference is one problem', async t => {
+  t.match(problems({ POSTERN_WORKERS: '{vault://env/x' }), [{ fix: 'Write {vault://env/x}.' }])
+  t.equal(problems({ POSTERN_WORKERS: '{vault://env/x' }).length, 1)
+})
+
 await t.test('a field the vault does not have is told', async t => {
   t.match(problems({ POSTERN_VAULT_FS_PREFX: '/x' }), [
     { code: 'POSTERN_SETTING_UNKNOWN', fix: /POSTERN_VAULT_FS_PREFIX\?/ }

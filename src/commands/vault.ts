@@ -50,7 +50,7 @@ async function get({ env, options, output }: Call, word: string): Promise<number
     if (outcome.state !== 'ok') {
       if (options.json)
         output.outJson({ reference: reference.text, vault: reference.vault, ...outcome })
-      else output.tell(`${reference.text}: ${outcome.state}: ${outcome.message}`)
+      else output.tell(`${reference.text}: ${outcome.state}: ${outcome.message} [${outcome.code}]`)
       return 1
     }
     const { value, version } = outcome

@@ -1,6 +1,6 @@
 import { isDeepStrictEqual } from 'node:util'
 import type { Fetched } from './backend.ts'
-import { type Clock, outcomeOf } from './gate.ts'
+import { type Clock, codeOf, outcomeOf } from './gate.ts'
 
 /** Why a resource has no value. A vault that throttles counts as unreachable. */
 export type FailureState = 'absent' | 'denied' | 'unreachable' | 'malformed'
@@ -8,6 +8,8 @@ export type FailureState = 'absent' | 'denied' | 'unreachable' | 'malformed'
 /** What the last read that failed came to. */
 export interface ReadFailure {
   readonly state: FailureState
+  /** The error code it is told under. */
+  readonly code: string
   /** Never holds a value. */
   readonly message: string
 }
@@ -285,12 +287,13 @@ export class Resource {
     const askedAt = this.#clock.now()
     try {
       const fetched = await this.#ask(begun)
-      if (fetched === undefined) this.#fail('absent', 'nothing is stored there')
+      if (fetched === undefined)
+        this.#fail('absent', 'POSTERN_VAULT_ABSENT', 'nothing is stored there')
       else this.#succeed(fetched, askedAt)
     } catch (error) {
       const outcome = outcomeOf(error)
       const state = outcome === 'throttled' ? 'unreachable' : outcome
-      this.#fail(state, (error as Error).message)
+      this.#fail(state, codeOf(error), (error as Error).message)
     }
   }
 
@@ -327,9 +330,9 @@ export class Resource {
     if (this.#rejected !== undefined) this.#backOff(this.#rejections, REFUSED_CAP, 0)
   }
 
-  #fail(state: FailureState, message: string): void {
+  #fail(state: FailureState, code: string, message: string): void {
     if (this.#failure === undefined) this.#failingSince = this.#clock.now()
-    this.#failure = { state, message }
+    this.#failure = { state, code, message }
     if (state === 'absent' || state === 'denied') this.#gone()
     const minimum = state === 'absent' || state === 'denied' ? this.freshness.negTtl * 1000 : 0
     const unreachable = this.current === undefined ? WITHOUT_VALUE_CAP : UNREACHABLE_CAP

@@ -1,8 +1,8 @@
-import { closest, distance } from 'fastest-levenshtein'
 import type { TSchema } from 'typebox'
 import { VaultMisconfigured } from '../errors.ts'
 import type { VaultEntity } from '../schema/entities.ts'
-import { validatePlain } from '../schema/validator.ts'
+import { nearest, validatePlain } from '../schema/validator.ts'
+import { vaultConfigSchema } from '../schema/vault-config.ts'
 import type { BackendType } from './backend.ts'
 import type { Freshness } from './cache.ts'
 import { looksLikeReference, parseTemplate, type Reference } from './reference.ts'
@@ -141,6 +141,37 @@ export function typed(
   return config
 }
 
+/**
+ * What is wrong with the text of one setting of a type, as far as that setting alone can tell;
+ * undefined for one with references, whose value is not known yet.
+ */
+export function checkSetting(
+  schema: TSchema,
+  field: string,
+  text: string
+): { readonly message: string; readonly fix: string } | undefined {
+  if (templateOf(text) !== undefined) return undefined
+  const forms = formsOf(vaultConfigSchema(schema), field)
+  const complaints = forms.map(form => {
+    const { type } = form as { readonly type?: string }
+    return validatePlain(form, coerce(text, type))[0]
+  })
+  if (complaints.includes(undefined)) return undefined
+  // Variables hold text, so quotes are no question.
+  const { message, fix } = complaints[0]!
+  return { message, fix: fix.replace(' without quotes', '') }
+}
+
+/** The schemas a property has in the forms of a type's settings. */
+function formsOf(schema: TSchema, field: string): readonly TSchema[] {
+  const { properties, anyOf = [] } = schema as {
+    readonly properties?: Readonly<Record<string, TSchema | undefined>>
+    readonly anyOf?: readonly TSchema[]
+  }
+  const own = properties?.[field]
+  return [...(own === undefined ? [] : [own]), ...anyOf.flatMap(form => formsOf(form, field))]
+}
+
 function coerce(value: unknown, type: string | undefined): unknown {
   if (typeof value !== 'string') return value
   switch (type) {
@@ -177,7 +208,7 @@ export function policyOf(settings: Readonly<Record<string, unknown>>, timeout: n
       failOnDenied: settings.on_denied === 'fail',
       timeout: Math.min(seconds('timeout') || timeout, MAX_TIMEOUT)
     },
-    base64: String(settings.base64_decode) === 'true',
+    base64: coerce(settings.base64_decode, 'boolean') === true,
     grace: seconds('grace')
   }
 }
@@ -202,11 +233,11 @@ export function checkReference(
   const definition = definitions.get(reference.vault)
   if (definition === undefined) {
     const names = [...definitions.keys()]
-    const near = closest(reference.vault, names)
+    const near = nearest(reference.vault, names)
     return {
       message: `there is no vault "${reference.vault}"`,
       fix:
-        distance(reference.vault, near) <= 2
+        near !== undefined
           ? `Did you mean "${near}"?`
           : `Use one of ${names.join(', ')}, or declare it under vaults.`
     }
@@ -229,11 +260,10 @@ function checkOverrides(reference: Reference, { type }: Definition): Complaint |
     }
     const known = [...own, ...POLICY_FIELDS, 'pointer', 'default', 'version']
     if (!known.includes(name)) {
-      const near = closest(name, known)
+      const near = nearest(name, known)
       return {
         message: `there is no query name "${name}"`,
-        fix:
-          distance(name, near) <= 2 ? `Did you mean "${near}"?` : `Use one of ${known.join(', ')}.`
+        fix: near !== undefined ? `Did you mean "${near}"?` : `Use one of ${known.join(', ')}.`
       }
     }
     if (SECONDS.has(name) && !/^\d+(\.\d+)?$/.test(value))
@@ -257,10 +287,14 @@ function checkRequired(reference: Reference, definition: Definition): Complaint 
   return name === type.name
     ? {
         message,
-        fix: `Set POSTERN_VAULT_${type.name.replaceAll('-', '_').toUpperCase()}_${missing[0]!.toUpperCase()}.`,
+        fix: `Set ${missing.map(field => variableOf(type.name, field)).join(' and ')}.`,
         environment: true
       }
     : { message, fix: `Write it under the vault's config.` }
+}
+
+function variableOf(type: string, field: string): string {
+  return `POSTERN_VAULT_${type.replaceAll('-', '_')}_${field}`.toUpperCase()
 }
 
 /** Vaults that take their own settings from vaults must end at one that does not. */

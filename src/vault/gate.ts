@@ -46,6 +46,12 @@ export function outcomeOf(error: unknown): Exclude<ReadOutcome, 'ok'> {
   return (OUTCOMES[code ?? ''] ?? 'unreachable') as Exclude<ReadOutcome, 'ok'>
 }
 
+/** The code that failure is told under: the error's own if it is one of a vault's. */
+export function codeOf(error: unknown): string {
+  const { code } = error as { readonly code?: string }
+  return code !== undefined && code in OUTCOMES ? code : 'POSTERN_VAULT_UNREACHABLE'
+}
+
 /**
  * Stands before one vault: bounds how many calls run at a time and how long each takes, and slows
  * down when the vault says so. Other vaults have gates of their own.

@@ -1,7 +1,7 @@
 import { VaultMisconfigured, VaultUnreachable } from '../errors.ts'
 import type { VaultEntity } from '../schema/entities.ts'
 import type { BackendEnvironment, BackendType } from './backend.ts'
-import { type FailureState, Resource } from './cache.ts'
+import { type FailureState, type ReadFailure, Resource } from './cache.ts'
 import {
   type Complaint,
   checkReference,
@@ -16,7 +16,7 @@ import {
   typed
 } from './definitions.ts'
 import { extract } from './extract.ts'
-import { Gate, type GateOptions, outcomeOf } from './gate.ts'
+import { codeOf, Gate, type GateOptions, outcomeOf } from './gate.ts'
 import type { LastKnownGood } from './last-known-good.ts'
 import { Libraries } from './libraries.ts'
 import type { Observe } from './observation.ts'
@@ -28,7 +28,7 @@ export type { Complaint } from './definitions.ts'
 /** What a reference came to. Messages never hold a value. */
 export type Outcome =
   | { readonly state: 'ok'; readonly value: string; readonly version?: string }
-  | { readonly state: FailureState; readonly message: string }
+  | ReadFailure
 
 /** What is known of one reference, for people; never a value. */
 export interface ReferenceStatus {
@@ -407,10 +407,10 @@ function valueFor(part: Reference, needed: readonly Tracked[], setting: string):
 function outcomeOfTracked({ reference, access, held: { resource } }: Tracked): Outcome {
   const fetched = resource.current
   if (fetched === undefined) {
-    const { state, message } = failureOf(resource)
-    if (state === 'absent' && reference.fallback !== undefined)
+    const failure = failureOf(resource)
+    if (failure.state === 'absent' && reference.fallback !== undefined)
       return { state: 'ok', value: reference.fallback, version: 'default' }
-    return { state, message }
+    return failure
   }
   try {
     const { text, key, pointer } = reference
@@ -422,14 +422,16 @@ function outcomeOfTracked({ reference, access, held: { resource } }: Tracked): O
     const state = outcomeOf(error) === 'absent' ? 'absent' : 'malformed'
     if (state === 'absent' && reference.fallback !== undefined)
       return { state: 'ok', value: reference.fallback, version: 'default' }
-    return { state, message: (error as Error).message }
+    return { state, code: codeOf(error), message: (error as Error).message }
   }
 }
 
-function failureOf(resource: Resource): { readonly state: FailureState; readonly message: string } {
+function failureOf(resource: Resource): ReadFailure {
   if (resource.failure !== undefined) return resource.failure
-  if (resource.rejected !== undefined) return { state: 'malformed', message: resource.rejected }
-  return { state: 'unreachable', message: 'it was never read' }
+  if (resource.rejected !== undefined) {
+    return { state: 'malformed', code: 'POSTERN_VAULT_MALFORMED', message: resource.rejected }
+  }
+  return { state: 'unreachable', code: 'POSTERN_VAULT_UNREACHABLE', message: 'it was never read' }
 }
 
 class DefinedVaults implements VaultSet {
@@ -439,7 +441,7 @@ class DefinedVaults implements VaultSet {
   /** By vault and what is overridden of it. */
   readonly #accesses = new Map<string, Access>()
   /** References whose vault could not be set up, and why. */
-  readonly #broken = new Map<string, { readonly state: 'malformed'; readonly message: string }>()
+  readonly #broken = new Map<string, ReadFailure>()
 
   constructor(definitions: Definitions, shared: SharedVaults) {
     this.#definitions = definitions
@@ -470,7 +472,12 @@ class DefinedVaults implements VaultSet {
       await ready(tracked)
       if (options.lastKnownGood) this.#restore(tracked.held)
     } catch (error) {
-      this.#broken.set(reference.text, { state: 'malformed', message: (error as Error).message })
+      const { message } = error as Error
+      this.#broken.set(reference.text, {
+        state: 'malformed',
+        code: 'POSTERN_VAULT_SETTINGS',
+        message
+      })
     }
   }
 
@@ -508,7 +515,11 @@ class DefinedVaults implements VaultSet {
     if (broken !== undefined) return broken
     const tracked = this.#tracked.get(reference)
     return tracked === undefined
-      ? { state: 'unreachable', message: 'it was never asked for' }
+      ? {
+          state: 'unreachable',
+          code: 'POSTERN_VAULT_UNREACHABLE',
+          message: 'it was never asked for'
+        }
       : outcomeOfTracked(tracked)
   }
 
