@@ -82,6 +82,12 @@ const collector = await listen(COLLECTOR_PORT, (request, response) => {
   })
 })
 
+// A gateway that runs already would answer in place of the demo's own.
+for (const address of [GATEWAY, STATUS]) {
+  const free = await listen(Number(new URL(address).port), () => {})
+  free.close()
+}
+
 const secrets = await mkdtemp(join(tmpdir(), 'postern-demo-'))
 const apiKey = `demo-${randomBytes(8).toString('hex')}`
 const token = (version: number): string => `token-version-${version}`

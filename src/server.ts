@@ -8,6 +8,7 @@ import tls, { type SecureContext, type TLSSocket, type TlsOptions } from 'node:t
 import { type FastifyInstance, fastify } from 'fastify'
 import { askedName } from './listener/client-hello.ts'
 import { guardSession } from './listener/http2-guard.ts'
+import { claim, listenAt } from './listener/listen.ts'
 import { isHttp2Preface, readPreamble, takeProxyHeader } from './listener/proxy-protocol.ts'
 import { type ParserError, Refusals } from './listener/refusal.ts'
 import { turnsOf } from './listener/turns.ts'
@@ -53,6 +54,8 @@ export interface ServerOptions {
   readonly backlog: number | undefined
   /** Share the port with the other threads' listeners. */
   readonly reusePort: boolean
+  /** Whether no other thread of this process listens at the address yet. */
+  readonly first: boolean
   readonly limits: ClientLimits
   readonly tls: ClientTls
   readonly handler: Handler
@@ -273,23 +276,21 @@ function routePairs(server: Server, options: ServerOptions): void {
   })
 }
 
+const SETTING = 'POSTERN_PROXY_LISTEN'
+
 /** Listens; a Unix socket that nobody serves any more is replaced. */
 async function listen(server: Server, options: ServerOptions): Promise<void> {
   const { path, host, port, reusePort, backlog } = options
   if (path !== undefined && (await isAbandoned(path))) await unlink(path)
-  await new Promise<void>((resolve, reject) => {
-    server.once('error', reject)
-    server.listen(
-      {
-        ...(path === undefined ? { host, port, reusePort } : { path }),
-        ...(backlog === undefined ? {} : { backlog })
-      },
-      () => {
-        server.off('error', reject)
-        resolve()
-      }
-    )
-  })
+  if (path === undefined && reusePort && options.first) await claim({ host, port }, SETTING)
+  await listenAt(
+    server,
+    {
+      ...(path === undefined ? { host, port, reusePort } : { path }),
+      ...(backlog === undefined ? {} : { backlog })
+    },
+    SETTING
+  )
 }
 
 function isAbandoned(path: string): Promise<boolean> {

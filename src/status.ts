@@ -1,6 +1,7 @@
 import http, { type IncomingMessage, type ServerResponse } from 'node:http'
 import { type AddressInfo, isIP } from 'node:net'
 import { StatusHostRefused } from './errors.ts'
+import { listenAt } from './listener/listen.ts'
 import { redactor } from './redaction.ts'
 import { WEBHOOK_PATH, type Webhooks } from './webhooks/source.ts'
 
@@ -101,10 +102,7 @@ export async function openStatus(
         write(response, { status: 500, body: { message: 'An unexpected error occurred' } }, false)
     )
   })
-  await new Promise<void>((resolve, reject) => {
-    server.once('error', reject)
-    server.listen({ host, port }, resolve)
-  })
+  await listenAt(server, { host, port }, 'POSTERN_STATUS_LISTEN')
   return {
     host,
     port: (server.address() as AddressInfo).port,

@@ -221,6 +221,7 @@ async function listen(): Promise<readonly number[]> {
         proxyProtocol: listener.proxyProtocol,
         backlog: listener.backlog,
         reusePort: data.reusePort,
+        first: data.ports.length === 0,
         limits: {
           headerTimeout: settings.requestHeaderTimeout * 1000,
           keepAliveTimeout: settings.clientKeepaliveTimeout * 1000,

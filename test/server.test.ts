@@ -191,6 +191,19 @@ await t.test('a taken address is an error, not a silent share', async t => {
   )
 })
 
+await t.test('threads share their port with each other, not with another gateway', async t => {
+  await using gateway = await startGateway({ services: [] }, { env: { POSTERN_WORKERS: '2' } })
+  const { port } = gateway
+  t.ok(port > 0)
+  await t.rejects(
+    startGateway(
+      { services: [] },
+      { env: { POSTERN_WORKERS: '2', POSTERN_PROXY_LISTEN: `127.0.0.1:${port}` } }
+    ),
+    { code: 'EADDRINUSE', message: /^POSTERN_PROXY_LISTEN: 127\.0\.0\.1:\d+ is in use/ }
+  )
+})
+
 await t.test('client certificates, versions, resumption, both key types', async t => {
   const { generate } = await import('selfsigned')
   const client = await certificateFor('client.example')

@@ -2,6 +2,7 @@ import http, { type IncomingMessage, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { LRUCache } from 'lru-cache'
 import { WebhookMalformed } from '../errors.ts'
+import { listenAt } from '../listener/listen.ts'
 import type { Settings } from '../settings.ts'
 import { awsSource } from './aws.ts'
 import { azureSource } from './azure.ts'
@@ -106,10 +107,7 @@ class Receiver implements Webhooks {
       { requestTimeout: TIMEOUT, headersTimeout: TIMEOUT, maxHeaderSize: 16 * 1024 },
       (request, response) => this.serve(request, response)
     )
-    await new Promise<void>((resolve, reject) => {
-      server.once('error', reject)
-      server.listen({ host, port }, resolve)
-    })
+    await listenAt(server, { host, port }, 'POSTERN_WEBHOOK_LISTEN')
     return {
       port: (server.address() as AddressInfo).port,
       close: () =>
