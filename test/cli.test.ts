@@ -1,5 +1,7 @@
-import { spawnSync } from 'node:child_process'
+import { spawn, spawnSync } from 'node:child_process'
+import { once } from 'node:events'
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import http from 'node:http'
 import net from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -500,6 +502,55 @@ t.test('a start names the file of a credential that it cannot read', async t => 
   )
   t.equal(code, 1)
   t.match(stderr, '/nowhere/token-of-the-vault (token_file) cannot be read: ENOENT')
+})
+
+t.test('signals that come while a vault keeps the start waiting', async t => {
+  let asked = Promise.withResolvers<http.ServerResponse>()
+  let answers = false
+  const answer = (response: http.ServerResponse): void => {
+    response.setHeader('Content-Type', 'application/json')
+    response.end('{"data":{"b":"value-of-b"}}')
+  }
+  const vault = http.createServer((_request, response) => {
+    if (answers) answer(response)
+    else asked.resolve(response)
+  })
+  vault.listen(0, '127.0.0.1')
+  await once(vault, 'listening')
+  t.teardown(() => vault.close().closeAllConnections())
+  const path = file(`${VALID}plugins:
+  - name: http-log
+    config: { http_endpoint: "http://127.0.0.1:1", headers: { A: "{vault://hcv/a/b}" } }
+`)
+  const env = cleanEnvironment({
+    POSTERN_PROXY_LISTEN: '127.0.0.1:0',
+    POSTERN_STATUS_LISTEN: '127.0.0.1:0',
+    POSTERN_WORKERS: '1',
+    POSTERN_VAULT_HCV_PORT: String((vault.address() as net.AddressInfo).port),
+    POSTERN_VAULT_HCV_KV: 'v1',
+    POSTERN_VAULT_HCV_TOKEN: 'a-token'
+  })
+  const cli = join(import.meta.dirname, '../src/cli.ts')
+  const stopped = spawn(process.execPath, [cli, 'start', path], { env, stdio: 'ignore' })
+  await asked.promise
+  stopped.kill('SIGTERM')
+  t.same(await once(stopped, 'exit'), [143, null], 'it takes the signal itself, and does not wait')
+
+  asked = Promise.withResolvers()
+  const hung = spawn(process.execPath, [cli, 'start', path], { env })
+  let log = ''
+  hung.stdout.setEncoding('utf8').on('data', text => {
+    log += text
+  })
+  t.teardown(() => hung.kill('SIGKILL'))
+  const response = await asked.promise
+  hung.kill('SIGHUP')
+  answers = true
+  answer(response)
+  await until(() => log.includes('"msg":"serving"'), 'it to serve', 60_000)
+  const exited = once(hung, 'exit')
+  hung.kill('SIGTERM')
+  t.same(await exited, [0, null])
 })
 
 t.test('an address that cannot be had names its setting and what to do', async t => {

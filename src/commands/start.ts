@@ -1,3 +1,5 @@
+import { constants } from 'node:os'
+import type { Gateway } from '../gateway.ts'
 import { createLogger, guardProcess } from '../log.ts'
 import { firstWorker } from '../threads.ts'
 import { atMost, type Call, withFile } from './command.ts'
@@ -6,12 +8,13 @@ import { atMost, type Call, withFile } from './command.ts'
 export async function start({ env, words }: Call): Promise<number> {
   atMost(words, 1)
   guardProcess(createLogger({ level: 'info', format: 'auto', thread: 0 }))
-  // Both threads load their code at once; together they are most of a start.
-  const worker = firstWorker()
-  const { startGateway } = await import('../gateway.ts')
-  const gateway = await startGateway(withFile(env, words[0]), worker)
   const ended = Promise.withResolvers<number>()
-  const stop = (): void => {
+  let gateway: Gateway | undefined
+  let reloadsOnceUp = false
+  // Listened to from the first moment: the first process of a container is not even ended by a signal
+  // it has no ear for, and would serve on after a stop that came while a vault was slow.
+  const stop = (signal: NodeJS.Signals): void => {
+    if (gateway === undefined) process.exit(128 + constants.signals[signal])
     gateway.close().then(
       () => ended.resolve(0),
       error => ended.reject(error)
@@ -19,7 +22,19 @@ export async function start({ env, words }: Call): Promise<number> {
   }
   process.once('SIGTERM', stop)
   process.once('SIGINT', stop)
-  // What is wrong with the file is logged by the gateway, and its old configuration stays.
-  process.on('SIGHUP', () => void gateway.reload().catch(() => {}))
+  process.on('SIGHUP', () => {
+    if (gateway === undefined) reloadsOnceUp = true
+    else reload(gateway)
+  })
+  // Both threads load their code at once; together they are most of a start.
+  const worker = firstWorker()
+  const { startGateway } = await import('../gateway.ts')
+  gateway = await startGateway(withFile(env, words[0]), worker)
+  if (reloadsOnceUp) reload(gateway)
   return ended.promise
+}
+
+// What is wrong with the file is logged by the gateway, and its old configuration stays.
+function reload(gateway: Gateway): void {
+  void gateway.reload().catch(() => {})
 }
