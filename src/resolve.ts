@@ -66,7 +66,29 @@ export class VaultLog {
  * ConfigError with every problem.
  */
 export async function collect(env: Environment): Promise<Collected> {
-  return collectSettings(env, await vaultTypes(env))
+  try {
+    return collectSettings(env, await vaultTypes(env))
+  } catch (error) {
+    if (error instanceof BackendsUnusable) throw withOthers(error, env)
+    throw error
+  }
+}
+
+/** Modules of own types of vaults cannot be used: what else is wrong with the environment is not told yet. */
+class BackendsUnusable extends ConfigError {}
+
+function withOthers(unusable: ConfigError, env: Environment): ConfigError {
+  try {
+    collectSettings(env)
+    return unusable
+  } catch (error) {
+    // Which fields the missing types have is not known.
+    const others = (error as ConfigError).problems.filter(
+      ({ code, place }) =>
+        code !== 'POSTERN_SETTING_UNKNOWN' || !place.path.startsWith('POSTERN_VAULT_')
+    )
+    return new ConfigError([...unusable.problems, ...others])
+  }
 }
 
 /** Every type of vault: those included, and those of POSTERN_VAULT_BACKENDS. Throws ConfigError. */
@@ -81,7 +103,7 @@ export async function vaultTypes(env: Environment): Promise<readonly BackendType
   } catch (error) {
     const { message, fix } = error as UnusableBackend
     const place = { file: 'environment', line: 1, column: 1, path: variable }
-    throw new ConfigError([{ code: 'POSTERN_SETTING_INVALID', message, fix, place }])
+    throw new BackendsUnusable([{ code: 'POSTERN_SETTING_INVALID', message, fix, place }])
   }
 }
 

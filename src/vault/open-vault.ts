@@ -1,6 +1,5 @@
 import { isDeepStrictEqual } from 'node:util'
 import type { Backend, BackendEnvironment, BackendType, Fetched } from './backend.ts'
-import { untilAborted } from './backends/until-aborted.ts'
 import type { Resource, Source } from './cache.ts'
 import { type Gate, outcomeOf } from './gate.ts'
 import type { Libraries } from './libraries.ts'
@@ -17,6 +16,18 @@ export interface LiveSettings {
 const CREDENTIALS_PAUSE = 1000
 /** Milliseconds a first opening may take before it counts as part of a read. */
 const OPENING_TIMEOUT = 30_000
+
+/** Resolves when the work ends or the time is over; until then the process does not end for lack of work. */
+async function waited(work: Promise<unknown>, milliseconds: number): Promise<void> {
+  const over = Promise.withResolvers<void>()
+  const timer = setTimeout(over.resolve, milliseconds)
+  work.then(
+    () => over.resolve(),
+    () => over.resolve()
+  )
+  await over.promise
+  clearTimeout(timer)
+}
 
 /** One opening of a vault's backend. */
 class Opening {
@@ -130,8 +141,7 @@ export class OpenVault implements Source {
       await this.#libraries.loaded()
       // Opening may read what the settings come from, and is no part of what a read may take.
       const first = this.#opened === undefined ? this.#ready() : undefined
-      if (first !== undefined)
-        await untilAborted(first, AbortSignal.timeout(OPENING_TIMEOUT)).catch(() => {})
+      if (first !== undefined) await waited(first, OPENING_TIMEOUT)
       return this.#gate.run(
         operation,
         resource,

@@ -16,7 +16,7 @@ import {
   typed
 } from './definitions.ts'
 import { extract } from './extract.ts'
-import { codeOf, Gate, type GateOptions, outcomeOf } from './gate.ts'
+import { Gate, type GateOptions, outcomeOf } from './gate.ts'
 import type { LastKnownGood } from './last-known-good.ts'
 import { Libraries } from './libraries.ts'
 import type { Observe } from './observation.ts'
@@ -422,7 +422,8 @@ function outcomeOfTracked({ reference, access, held: { resource } }: Tracked): O
     const state = outcomeOf(error) === 'absent' ? 'absent' : 'malformed'
     if (state === 'absent' && reference.fallback !== undefined)
       return { state: 'ok', value: reference.fallback, version: 'default' }
-    return { state, code: codeOf(error), message: (error as Error).message }
+    const code = state === 'absent' ? 'POSTERN_VAULT_ABSENT' : 'POSTERN_VAULT_MALFORMED'
+    return { state, code, message: (error as Error).message }
   }
 }
 

@@ -93,3 +93,78 @@ await t.test('a module that is no type of vault is told with what it lacks', asy
     problems: [{ code: 'POSTERN_SETTING_INVALID', place: { path: 'POSTERN_VAULT_BACKENDS' } }]
   })
 })
+
+await t.test('what a module does wrong is told as its own doing', async t => {
+  const directory = await mkdtemp(join(tmpdir(), 'postern-custom-'))
+  t.teardown(() => rm(directory, { recursive: true }))
+  const module = async (name: string, text: string): Promise<string> => {
+    const path = join(directory, `${name}.mjs`)
+    await writeFile(path, text)
+    return path
+  }
+  const hung = await module('hung', 'await new Promise(() => {})')
+  await t.rejects(loadBackends([hung], [], 50), {
+    message: /hung\.mjs: the module was not loaded within 0\.05 s/
+  })
+  const type = (open: string): string =>
+    `export default { name: 'own', schema: { type: 'object' }, protectedFields: [], open() { ${open} } }`
+  const told = async (name: string, open: string): Promise<unknown> => {
+    const [own] = await loadBackends([await module(name, type(open))], [])
+    const log = { info() {}, warn() {} }
+    const vault = await own!.open({}, { env: {}, log })
+    return vault.fetch('r', undefined, AbortSignal.timeout(1000))
+  }
+  await t.rejects(told('null', 'return null'), { code: 'POSTERN_VAULT_SETTINGS', message: /"own"/ })
+  await t.rejects(told('text', "throw 'no luck'"), { message: 'no luck' })
+  await t.rejects(told('thrown', "return { fetch() { throw 'no luck' } }"), { message: 'no luck' })
+  for (const [name, given] of [
+    ['bare', "'a bare text'"],
+    ['number', '{ value: 5 }'],
+    ['lease', "{ value: 'x', ttl: 'soon' }"]
+  ] as const) {
+    await t.rejects(told(name, `return { fetch: () => (${given}) }`), {
+      code: 'POSTERN_VAULT_MALFORMED',
+      message: /the module did not give/
+    })
+  }
+  const kept = await module(
+    'kept',
+    `class Vault {
+  #left = 1
+  async fetch() { return { value: 'x', version: String(this.#left) } }
+  async probe() { return String(this.#left) }
+  watch() { return () => { this.#left-- } }
+  health() { return { tokenExpiresAt: this.#left } }
+  close() { this.#left = 0 }
+}
+${type('return new Vault()')}`
+  )
+  const [own] = await loadBackends([kept], [])
+  const vault = await own!.open({}, { env: {}, log: { info() {}, warn() {} } })
+  const { signal } = new AbortController()
+  t.same(await vault.fetch('r', undefined, signal), { value: 'x', version: '1' })
+  t.equal(await vault.probe!('r', undefined, signal), '1')
+  t.same(vault.health!(), { tokenExpiresAt: 1 })
+  vault.watch!('r', () => {})()
+  t.same(vault.health!(), { tokenExpiresAt: 0 })
+  vault.close!()
+  t.equal(await told('nothing', 'return { fetch: () => null }'), undefined)
+  t.same(await told('v7', "return { fetch: () => ({ value: 'x', version: 7 }) }"), {
+    value: 'x',
+    version: '7'
+  })
+})
+
+await t.test('the rest of the environment is told beside a module that cannot be used', async t => {
+  const env = {
+    POSTERN_VAULT_BACKENDS: '/nowhere.mjs',
+    POSTERN_VAULT_OWN_URL: 'http://x',
+    POSTERN_WORKERS: 'many',
+    POSTERN_WORKRS: '2'
+  }
+  const error = await collect(env).catch(refused => refused)
+  t.same(
+    error.problems.map((problem: { place: { path: string } }) => problem.place.path),
+    ['POSTERN_VAULT_BACKENDS', 'POSTERN_WORKRS', 'POSTERN_WORKERS']
+  )
+})
