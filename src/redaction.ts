@@ -1,3 +1,5 @@
+import { parseReference } from './vault/reference.ts'
+
 /** What stands where a secret stood. */
 export const MASK = '[secret]'
 
@@ -35,9 +37,15 @@ export class Redactor {
   /** Hashes put into the filter since it was made, gone ones included. */
   #marked = 0
 
-  /** Masks these values from now on. What the name held before stays masked as a retired value. */
+  /**
+   * Masks these values from now on, but for the default that a reference states itself. What the name
+   * held before stays masked as a retired value.
+   */
   hold(name: string, values: readonly string[]): void {
-    const long = values.filter((value, i) => value.length >= LEAST && values.indexOf(value) === i)
+    const fallback = defaultOf(name)
+    const long = values.filter(
+      (value, i) => value.length >= LEAST && values.indexOf(value) === i && value !== fallback
+    )
     const before = listOf(this.#held.get(name))
     if (before.length === long.length && before.every((value, i) => value === long[i])) return
     if (long.length === 0) this.#held.delete(name)
@@ -175,6 +183,12 @@ interface Span {
 const NONE: readonly never[] = []
 
 /** What is kept without a list when it is one alone. */
+/** What a name that ends with a reference states as its `?default=`, for all to read. */
+function defaultOf(name: string): string | undefined {
+  const at = name.includes('default=') ? name.indexOf('{vault://') : -1
+  return at === -1 ? undefined : parseReference(name.slice(at)).fallback
+}
+
 function listOf<T extends string | Form>(kept: T | readonly T[] | undefined): readonly T[] {
   if (kept === undefined) return NONE
   return Array.isArray(kept) ? kept : [kept as T]

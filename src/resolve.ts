@@ -294,6 +294,13 @@ export async function readConfig(
   return { config, uses: new UseIndex(config), set: vaults.prepare(config.vaults) }
 }
 
+const NAME_IT = 'Name the configuration file with -c FILE or POSTERN_CONFIG.'
+const UNREADABLE: Readonly<Record<string, readonly [message: string, fix: string]>> = {
+  ENOENT: ['the file does not exist', NAME_IT],
+  EISDIR: ['this is a directory', NAME_IT],
+  EACCES: ['the file may not be read (EACCES)', 'Let the user that postern runs as read it.']
+}
+
 async function readSource(settings: ConfigSource): Promise<{ text: string; file: string }> {
   if (settings.configString !== undefined) {
     return { text: settings.configString, file: 'POSTERN_CONFIG_STRING' }
@@ -303,12 +310,12 @@ async function readSource(settings: ConfigSource): Promise<{ text: string; file:
     return { text: await readFile(file, 'utf8'), file }
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException
+    const [message, fix] = UNREADABLE[code ?? ''] ?? [`the file cannot be read (${code})`, NAME_IT]
     throw new ConfigError([
       {
         code: 'POSTERN_CONFIG_UNREADABLE',
-        message:
-          code === 'ENOENT' ? 'the file does not exist' : `the file cannot be read (${code})`,
-        fix: 'Name the configuration file with -c FILE or POSTERN_CONFIG.',
+        message,
+        fix,
         place: { file, line: 1, column: 1, path: '' }
       }
     ])

@@ -53,12 +53,14 @@ export function secretText(least: number): Parse<string> {
   }
 }
 
+const KEY_BASE64 = /^[A-Za-z0-9+/_-]{43}=?$/
+
 /** A key of 32 bytes, hexadecimal or base64, or the path of a file that holds one; gives it as hexadecimal. */
 export const key32: Parse<string> = value => {
-  const written = existsSync(value) ? readFileSync(value, 'utf8').trim() : value
+  const written = existsSync(value) || /^\.{0,2}\//.test(value) ? keyIn(value) : value
   const bytes = /^[0-9a-f]{64}$/i.test(written)
     ? Buffer.from(written, 'hex')
-    : /^[A-Za-z0-9+/_-]{43}=?$/.test(written)
+    : KEY_BASE64.test(written)
       ? Buffer.from(written, 'base64')
       : undefined
   if (bytes?.length !== 32)
@@ -67,6 +69,20 @@ export const key32: Parse<string> = value => {
       'Write 64 hexadecimal digits or base64 (`openssl rand -base64 32`), or the path of a file with it.'
     )
   return bytes.toString('hex')
+}
+
+/** The text of a key file; base64 may begin with a slash, too. */
+function keyIn(path: string): string {
+  try {
+    return readFileSync(path, 'utf8').trim()
+  } catch (error) {
+    if (KEY_BASE64.test(path)) return path
+    const { code } = error as NodeJS.ErrnoException
+    throw new Misfit(
+      `names a file that cannot be read (${code})`,
+      'Let it be read, or name another file.'
+    )
+  }
 }
 
 /** `on` or `off`, as Kong writes booleans; `true` and `false` mean the same. */

@@ -169,6 +169,34 @@ t.test('colour on a terminal only', async t => {
   const plain = onTerminal({ NO_COLOR: '1' })
   t.match(plain, /unknown field/)
   t.notOk(plain.includes('\u001b['))
+  t.notOk(onTerminal({ TERM: 'dumb' }).includes('\u001b['))
+  const piped = async (env: Readonly<Record<string, string>>): Promise<string> =>
+    (await posternProcess(['check', file(BROKEN)], env)).stderr
+  t.notOk((await piped({})).includes('\u001b['))
+  t.match(await piped({ FORCE_COLOR: '1' }), '\u001b[31m')
+  t.notOk((await piped({ FORCE_COLOR: '1', NO_COLOR: '1' })).includes('\u001b['))
+  const valid = await posternProcess(['check', file(VALID)], { FORCE_COLOR: '1' })
+  t.match(valid.stdout, '\u001b[32m')
+})
+
+t.test('a file that is no file, and a diff that is none, in words for programs, too', async t => {
+  t.match(await postern(['check', directory]), { code: 1, stderr: /this is a directory\n/ })
+  const { code, stdout } = await postern(['diff', file(VALID), file(BROKEN), '--json'])
+  t.equal(code, 2)
+  t.match(JSON.parse(stdout), {
+    valid: false,
+    problems: [{ code: 'POSTERN_CONFIG_UNKNOWN_FIELD' }]
+  })
+})
+
+t.test('a default that the file states is shown as it stands there', async t => {
+  const path = file(`${VALID}plugins:
+  - name: http-log
+    config: { http_endpoint: "{vault://env/there?default=http://10.0.0.1:1/logs}" }
+`)
+  const { code, stdout } = await postern(['check', path, '--resolve'])
+  t.equal(code, 0)
+  t.match(stdout, '{vault://env/there?default=http://10.0.0.1:1/logs}')
 })
 
 t.test('--resolve shows what each reference came to, never its value', async t => {

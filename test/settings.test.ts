@@ -245,6 +245,7 @@ await t.test('values that are refused, and why', async t => {
     ['MAX_HEADER_SIZE', '2m', /size in range/],
     ['PROXY_ACCESS_LOG', 'logs/access.log', /names a file/],
     ['SSL_CERT', '/nowhere/cert.pem', /cannot be read \(ENOENT\)/],
+    ['VAULT_CACHE_KEY', '/nowhere/key', /names a file that cannot be read \(ENOENT\)/],
     ['CONFIG', '{vault://}', /vault/]
   ]
   for (const [variable, value, reason] of cases)

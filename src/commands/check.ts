@@ -136,7 +136,7 @@ function report(
     const { services, routes, plugins } = config
     const resolved = resolution === undefined ? '' : ' resolved'
     const verdict = `${config.file}: valid, ${services.length} services, ${routes.length} routes, ${plugins.length} plugins, ${references.length} references${resolved}`
-    output.out(output.color ? styleText('green', verdict) : verdict)
+    output.out(output.color ? styleText('green', verdict, { validateStream: false }) : verdict)
   }
   return code
 }

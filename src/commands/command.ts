@@ -20,12 +20,13 @@ interface Stream {
 export class Output {
   readonly #stdout: Stream
   readonly #stderr: Stream
-  readonly #noColor: boolean
+  readonly #colored: boolean | undefined
 
-  constructor(stdout: Stream, stderr: Stream, noColor: boolean) {
+  /** `colored` decides over colour, whatever is written to; undefined is: on terminals. */
+  constructor(stdout: Stream, stderr: Stream, colored: boolean | undefined) {
     this.#stdout = stdout
     this.#stderr = stderr
-    this.#noColor = noColor
+    this.#colored = colored
   }
 
   /** Writes a result. */
@@ -48,15 +49,26 @@ export class Output {
     this.#stderr.write(lines(redactor.text(text)))
   }
 
-  /** Whether results take colour: on a terminal, unless NO_COLOR is set. */
+  /** Whether results take colour. */
   get color(): boolean {
-    return this.#stdout.isTTY === true && !this.#noColor
+    return this.#colored ?? this.#stdout.isTTY === true
   }
 
   /** The same of what {@link tell} writes. */
   get tellColor(): boolean {
-    return this.#stderr.isTTY === true && !this.#noColor
+    return this.#colored ?? this.#stderr.isTTY === true
   }
+}
+
+/**
+ * What variables say of colour: NO_COLOR takes it away, FORCE_COLOR gives it where there is no
+ * terminal (logs of build machines show it), a dumb terminal has none.
+ */
+export function coloredBy(env: Environment): boolean | undefined {
+  if (env.NO_COLOR) return false
+  const forced = env.FORCE_COLOR
+  if (forced !== undefined && forced !== '') return forced !== '0' && forced !== 'false'
+  return env.TERM === 'dumb' ? false : undefined
 }
 
 function lines(text: string): string {

@@ -21,6 +21,7 @@ export async function diff({ env, words, options, output }: Call): Promise<numbe
     return found.equal ? 0 : 1
   } catch (error) {
     if (!(error instanceof ConfigError)) throw error
+    if (options.json) output.outJson({ valid: false, problems: error.problems })
     output.tell(
       `${error.message}\nOnly valid files are compared; "postern check FILE" shows each place.`
     )
@@ -36,7 +37,9 @@ const COLORS = { added: 'green', removed: 'red', changed: 'yellow' } as const
 function render({ equal, entities, references }: ConfigDiff, color: boolean): string {
   if (equal) return 'Both serve the same.'
   const line = (change: keyof typeof MARKS, text: string): string =>
-    color ? styleText(COLORS[change], `${MARKS[change]} ${text}`) : `${MARKS[change]} ${text}`
+    color
+      ? styleText(COLORS[change], `${MARKS[change]} ${text}`, { validateStream: false })
+      : `${MARKS[change]} ${text}`
   const lines = entities.flatMap(({ kind, name, change, fields }) => [
     line(change, `${kind} ${name}`.trimEnd()),
     ...fields.map(field => `    ${field.path}: ${text(field.old)} → ${text(field.new)}`)
