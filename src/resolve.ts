@@ -74,6 +74,35 @@ export async function collect(env: Environment): Promise<Collected> {
   }
 }
 
+/**
+ * Problems of the environment with those of the file beside them, as far as they can be told without
+ * it: nobody should correct the one only to be shown the other. Others stay as they are.
+ */
+export async function withFileProblems(error: ConfigError, env: Environment): Promise<ConfigError> {
+  if (!error.problems.every(({ place }) => place.file === 'environment')) return error
+  const given = ({ variable, kong }: { variable: string; kong: readonly string[] }) =>
+    [variable, ...kong].map(name => env[name]).find(text => text !== undefined && text !== '')
+  const { config, configString } = settingsTable
+  const source = { config: given(config) ?? config.default!, configString: given(configString) }
+  if ([given(config), given(configString)].some(text => text?.trim().startsWith('{vault:')))
+    return error
+  try {
+    const { text, file } = await readSource(source)
+    loadConfig(text, {
+      file,
+      plugins,
+      vaultTypes: builtInBackends(env),
+      vaultCheck: () => undefined
+    })
+    return error
+  } catch (found) {
+    if (!(found instanceof ConfigError)) return error
+    // A vault may be of a type that the environment would have added.
+    const others = found.problems.filter(({ place }) => !place.path.startsWith('vaults'))
+    return new ConfigError([...error.problems, ...others])
+  }
+}
+
 /** Modules of own types of vaults cannot be used: what else is wrong with the environment is not told yet. */
 class BackendsUnusable extends ConfigError {}
 

@@ -179,6 +179,34 @@ t.test('colour on a terminal only', async t => {
   t.match(valid.stdout, '\u001b[32m')
 })
 
+t.test('problems of the environment and of the file are told together', async t => {
+  const env = {
+    POSTERN_WORKERS: 'many',
+    POSTERN_PROXY_LISTEN: '127.0.0.1:0',
+    POSTERN_STATUS_LISTEN: 'off'
+  }
+  const path = file(`${BROKEN}vaults: [{ prefix: own, name: of-a-module }]\n`)
+  const [json, text, started, nowhere, fine] = await Promise.all([
+    postern(['check', path, '--json'], env),
+    postern(['check', path], env),
+    posternProcess(['start', path], env),
+    postern(['check', '/nowhere.yaml'], env),
+    postern(['check', file(VALID)], env)
+  ])
+  const codes = JSON.parse(json.stdout).problems.map(({ code }: { code: string }) => code)
+  t.equal(codes[0], 'POSTERN_SETTING_INVALID')
+  t.ok(codes.includes('POSTERN_CONFIG_UNKNOWN_FIELD') && codes.includes('POSTERN_CONFIG_REFERENCE'))
+  for (const { code, stderr } of [text, started]) {
+    t.equal(code, 1)
+    t.match(stderr, /POSTERN_WORKERS is not a number.*retrys: unknown field/s)
+    t.notMatch(stderr, /of-a-module/)
+  }
+  t.match(nowhere, { code: 1, stderr: /POSTERN_WORKERS.*the file does not exist/s })
+  t.match(fine.stderr, /\n1 problem\n$/)
+  const inVault = { ...env, POSTERN_CONFIG: '{vault://env/where}' }
+  t.match(await postern(['check'], inVault), { stderr: /\n1 problem\n$/ })
+})
+
 t.test('a file that is no file, and a diff that is none, in words for programs, too', async t => {
   t.match(await postern(['check', directory]), { code: 1, stderr: /this is a directory\n/ })
   const { code, stdout } = await postern(['diff', file(VALID), file(BROKEN), '--json'])

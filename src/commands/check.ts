@@ -9,7 +9,8 @@ import {
   problemsOf,
   readConfig,
   resolveAll,
-  unresolvedUses
+  unresolvedUses,
+  withFileProblems
 } from '../resolve.ts'
 import { type Collected, configSource, parseSettings } from '../settings.ts'
 import { parseReference } from '../vault/reference.ts'
@@ -42,8 +43,10 @@ export async function check(call: Call): Promise<number> {
     const rows = referenceRows(loaded, uses, resolution)
     return report(loaded, resolution.problems, warnings, rows, call, resolution)
   } catch (error) {
-    if (!(error instanceof ConfigError) || !options.json) throw error
-    output.outJson({ valid: false, problems: error.problems, warnings: [], references: [] })
+    if (!(error instanceof ConfigError)) throw error
+    const all = await withFileProblems(error, withFile(env, words[0]))
+    if (!options.json) throw all
+    output.outJson({ valid: false, problems: all.problems, warnings: [], references: [] })
     return 1
   } finally {
     loaded?.set.close()

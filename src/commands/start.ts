@@ -1,4 +1,5 @@
 import { constants } from 'node:os'
+import { ConfigError } from '../errors.ts'
 import type { Gateway } from '../gateway.ts'
 import { createLogger, guardProcess } from '../log.ts'
 import { firstWorker } from '../threads.ts'
@@ -29,7 +30,14 @@ export async function start({ env, words }: Call): Promise<number> {
   // Both threads load their code at once; together they are most of a start.
   const worker = firstWorker()
   const { startGateway } = await import('../gateway.ts')
-  gateway = await startGateway(withFile(env, words[0]), worker)
+  const source = withFile(env, words[0])
+  try {
+    gateway = await startGateway(source, worker)
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error
+    const { withFileProblems } = await import('../resolve.ts')
+    throw await withFileProblems(error, source)
+  }
   if (reloadsOnceUp) reload(gateway)
   return ended.promise
 }
