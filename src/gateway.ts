@@ -229,7 +229,7 @@ class ControlThread implements Gateway {
       this.#generated = selfSigned()
     const tls = this.#readTls(secrets)
     this.#threads = new Threads(
-      { config: servedConfig(loaded.config), secrets, tls },
+      { config: await servedConfig(loaded.config), secrets, tls },
       {
         worker,
         settings,
@@ -620,7 +620,7 @@ class ControlThread implements Gateway {
         const secrets = await this.#resolve(loaded)
         const tls = this.#readTls(secrets)
         const before = this.#secrets
-        const config = servedConfig(loaded.config)
+        const config = await servedConfig(loaded.config)
         await this.#threads!.apply({ generation: { config, secrets, tls } })
         this.#adopt(loaded, secrets, tls)
         this.#limitGraces(before, secrets)

@@ -1,5 +1,7 @@
 import type { TSchema } from 'typebox'
 import type { Config, Entities } from './config.ts'
+import { type PackedRoutes, packRoutes } from './proxy/packed-routes.ts'
+import { compileRoutes, type RouteTable } from './proxy/route-table.ts'
 import type { WatchedConfig } from './proxy/upstream-control.ts'
 import { redactor } from './redaction.ts'
 import {
@@ -84,21 +86,28 @@ export interface ListenerTls {
 }
 
 /** What data-plane threads need of a configuration: its entities, references as text. */
-export interface ServedConfig extends Omit<Entities, 'vaults'> {
+export interface ServedConfig extends Omit<Entities, 'vaults' | 'routes'> {
+  readonly routing: { readonly table: RouteTable; readonly routes: PackedRoutes }
   readonly transform: boolean
   /** `file:line:column` of the plugin entities with references, by their ids. */
   readonly places: ReadonlyMap<string, string>
 }
 
-/** What data-plane threads need of a configuration. */
-export function servedConfig(config: Config): ServedConfig {
-  const { file: _, text: _text, warnings: _warnings, vaults: _vaults, uses, ...served } = config
+/** Makes what data-plane threads need of a configuration; its routes are compiled once for all of them. */
+export async function servedConfig(config: Config): Promise<ServedConfig> {
+  const { file: _, text: _text, warnings: _warnings, vaults: _vaults, ...rest } = config
+  const { uses, routes, ...served } = rest
   const places = new Map<string, string>()
   for (const { kind, id, place } of uses) {
     if (kind === 'plugins' && !places.has(id))
       places.set(id, `${place.file}:${place.line}:${place.column}`)
   }
-  return { ...served, places }
+  const services = new Map(config.services.map(service => [service.id, service]))
+  const routing = {
+    table: await compileRoutes(routes, services),
+    routes: await packRoutes(routes)
+  }
+  return { ...served, places, routing }
 }
 
 /** A configuration with its resolved secrets: what a data-plane thread serves from. */

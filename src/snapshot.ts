@@ -15,7 +15,8 @@ import { type CompiledDirectory, createDirectory } from './plugins/directory.ts'
 import { Instance, type InstanceEnvironment } from './plugins/instance.ts'
 import type { Plugin } from './plugins/plugin.ts'
 import type { Serving } from './proxy/handler.ts'
-import { compileRouter, type Router } from './proxy/router.ts'
+import { unpackRoute } from './proxy/packed-routes.ts'
+import { Router } from './proxy/router.ts'
 import { type CertificateStore, type ContextPolicy, compileCertificates } from './proxy/tls.ts'
 import { type UpstreamEnvironment, Upstreams } from './proxy/upstream.ts'
 import {
@@ -136,7 +137,10 @@ export async function buildSnapshot(
   const created: Instance[] = []
   try {
     const chains = changed('plugins')
-      ? new Chains(await buildInstances(generation, environment, created, previous, touched))
+      ? new Chains(
+          await buildInstances(generation, environment, created, previous, touched),
+          config.routing.table.count
+        )
       : previous!.chains
     const resolved = await resolveEntities(generation, previous?.resolved, touched)
     const certificates = (): readonly Certificate[] => present(resolved.certificates)
@@ -144,7 +148,7 @@ export async function buildSnapshot(
     return new Snapshot(generation, {
       resolved,
       chains,
-      router: previous?.router ?? (await compileRouter(config.routes, servicesById(config))),
+      router: previous?.router ?? routerOf(config),
       upstreams: changed('certificates', 'ca_certificates')
         ? new Upstreams(
             {
@@ -186,8 +190,9 @@ export async function buildSnapshot(
   }
 }
 
-function servicesById({ services }: ServedConfig) {
-  return new Map(services.map(service => [service.id, service]))
+function routerOf({ routing: { table, routes }, services }: ServedConfig): Router {
+  const byId = new Map(services.map(service => [service.id, service]))
+  return new Router(table, place => unpackRoute(routes, place), byId)
 }
 
 function present<T>(entities: readonly (T | undefined)[]): readonly T[] {

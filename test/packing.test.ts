@@ -7,13 +7,13 @@ const config = {
   transform: true,
   places: new Map([['p', 'file:1:2']]),
   services: [{ id: 's', tags: undefined }],
-  routes: Array.from({ length: 1001 }, (_, i) => ({ id: `r${i}`, headers: new Map([['a', i]]) })),
-  consumers: []
+  consumers: Array.from({ length: 1001 }, (_, i) => ({ id: `c${i}`, tags: new Map([['a', i]]) })),
+  acls: []
 } as unknown as ServedConfig
 
 await t.test('what is packed comes out as it was, in its order', async t => {
   const packed = pack(config)
-  t.ok(packed.blocks.length > 3, 'the routes take several blocks')
+  t.ok(packed.blocks.length > 3, 'the consumers take several blocks')
   t.same(await unpack(packed), config)
 })
 
@@ -26,12 +26,12 @@ await t.test('it crosses threads', async t => {
 })
 
 await t.test('other work has its turn while thousands are unpacked', async t => {
-  const routes = Array.from({ length: 50_000 }, (_, i) => ({ id: `r${i}`, paths: [`/p${i}`] }))
-  const packed = pack({ ...config, routes } as unknown as ServedConfig)
+  const consumers = Array.from({ length: 50_000 }, (_, i) => ({ id: `c${i}`, tags: [`t${i}`] }))
+  const packed = pack({ ...config, consumers } as unknown as ServedConfig)
   let turns = 0
   const counting = setInterval(() => turns++)
   t.teardown(() => clearInterval(counting))
-  const { routes: unpacked } = await unpack(packed)
+  const { consumers: unpacked } = await unpack(packed)
   t.equal(unpacked.length, 50_000)
   t.ok(turns > 0)
 })

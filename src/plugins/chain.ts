@@ -45,10 +45,15 @@ export class Chains {
   readonly #unscoped: readonly Instance[]
   readonly #byRoute = new Map<string, Instance[]>()
   readonly #byService = new Map<string, Instance[]>()
-  readonly #chains = new Map<string, Chain>()
+  /** By the place of the route. */
+  readonly #chains: (Chain | undefined)[]
+  /** Those of routes without instances of their own, by service: mostly one for thousands of routes. */
+  readonly #shared = new Map<string | undefined, Chain>()
 
-  constructor(instances: readonly Instance[]) {
+  /** `routes` is how many routes there are. */
+  constructor(instances: readonly Instance[], routes: number) {
     this.instances = instances
+    this.#chains = new Array(routes)
     const unscoped: Instance[] = []
     for (const instance of instances) {
       const { routeId, serviceId } = instance.scope
@@ -60,19 +65,33 @@ export class Chains {
     this.globals = compile(unscoped.filter(instance => instance.scope.consumerId === undefined))
   }
 
-  for(route: Route, service: Service | undefined): Chain {
-    let chain = this.#chains.get(route.id)
+  /** The chain of a route, which stands at `place` in the configuration. */
+  for(place: number, route: Route, service: Service | undefined): Chain {
+    let chain = this.#chains[place]
     if (chain === undefined) {
-      const onRoute = (this.#byRoute.get(route.id) ?? []).filter(
-        instance =>
-          instance.scope.serviceId === undefined || instance.scope.serviceId === service?.id
-      )
-      const onService = service === undefined ? [] : (this.#byService.get(service.id) ?? [])
-      const all = [...onRoute, ...onService, ...this.#unscoped]
-      chain = all.length === 0 ? EMPTY : compile(all)
-      this.#chains.set(route.id, chain)
+      const onRoute = this.#byRoute.get(route.id)
+      chain = onRoute === undefined ? this.#ofService(service) : this.#compile(service, onRoute)
+      this.#chains[place] = chain
     }
     return chain
+  }
+
+  #ofService(service: Service | undefined): Chain {
+    let chain = this.#shared.get(service?.id)
+    if (chain === undefined) {
+      chain = this.#compile(service, [])
+      this.#shared.set(service?.id, chain)
+    }
+    return chain
+  }
+
+  #compile(service: Service | undefined, ofRoute: readonly Instance[]): Chain {
+    const onRoute = ofRoute.filter(
+      ({ scope }) => scope.serviceId === undefined || scope.serviceId === service?.id
+    )
+    const onService = service === undefined ? [] : (this.#byService.get(service.id) ?? [])
+    const all = [...onRoute, ...onService, ...this.#unscoped]
+    return all.length === 0 ? EMPTY : compile(all)
   }
 }
 

@@ -21,6 +21,7 @@ import { ByteBlock } from './byte-block.ts'
 import { defaultMessage, errorBody, grpcStatus } from './failure.ts'
 import { normalizePath, splitTarget } from './path.ts'
 import { type Try, writeRecord } from './record.ts'
+import type { CompiledRoute } from './router.ts'
 import type { ServiceUpstream } from './upstream.ts'
 
 export type RawRequest = IncomingMessage | Http2ServerRequest
@@ -320,6 +321,8 @@ export class HttpExchange implements Exchange {
   readonly http2: boolean
   readonly options: ExchangeOptions
   route: Route | undefined = undefined
+  /** The same with what requests need of it; set together. */
+  compiled: CompiledRoute | undefined = undefined
   service: Service | undefined = undefined
   consumer: Consumer | undefined = undefined
   credential: Credential | undefined = undefined

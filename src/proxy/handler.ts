@@ -254,6 +254,7 @@ export class Handler implements ForwardOwner, GatheringOwner {
       exchange.error(404, 'no Route matched with those values')
       return
     }
+    exchange.compiled = match.compiled
     exchange.route = match.route
     exchange.service = match.service
     exchange.prefix = match.prefix
@@ -265,9 +266,10 @@ export class Handler implements ForwardOwner, GatheringOwner {
 
   /** Checks after the match whether the route may be used over this connection (entities of kind grpc too). */
   #checkProtocol(exchange: HttpExchange): void {
-    const { protocols, https_redirect_status_code: status } = exchange.route!
+    const { route, tlsOnly, grpc } = exchange.compiled!
     const { request } = exchange
-    if (protocols.includes('https') && !protocols.includes('http')) {
+    if (tlsOnly) {
+      const status = route.https_redirect_status_code
       const proto = request.trusted ? request.headers['x-forwarded-proto'] : undefined
       if ((proto ?? request.scheme) !== 'https') {
         if (status === 426) exchange.error(426, 'Please use HTTPS protocol', UPGRADE_TO_TLS)
@@ -276,8 +278,7 @@ export class Handler implements ForwardOwner, GatheringOwner {
         return
       }
     }
-    if (protocols.includes('grpc') || protocols.includes('grpcs'))
-      this.#checkGrpc(exchange, protocols)
+    if (grpc) this.#checkGrpc(exchange, route.protocols)
   }
 
   #checkGrpc(exchange: HttpExchange, protocols: readonly string[]): void {
@@ -297,7 +298,8 @@ export class Handler implements ForwardOwner, GatheringOwner {
   }
 
   #access(exchange: HttpExchange): void | Promise<void> {
-    const chain = this.#servingOf(exchange).chains.for(exchange.route!, exchange.service)
+    const { place, route, service } = exchange.compiled!
+    const chain = this.#servingOf(exchange).chains.for(place, route, service)
     const selected = runAccess(chain, exchange, this.#hookFailed)
     if (selected instanceof Promise) {
       return selected.then(instances => {
@@ -353,19 +355,19 @@ export class Handler implements ForwardOwner, GatheringOwner {
   // ForwardOwner
 
   upstreamHeaders(exchange: HttpExchange, peer: Peer, bodyLength: number | undefined): string[] {
-    const { request, upstream, route } = exchange
+    const { request, upstream, compiled } = exchange
     const { ownHeaders } = this.#options
     return buildUpstreamHeaders({
       rawHeaders: request.rawHeaders,
       edits: upstream.edits,
-      host: route!.preserve_host ? request.authority : peer.authority,
+      host: compiled!.preserveHost ? request.authority : peer.authority,
       clientIp: request.clientIp,
       remoteAddress: request.remoteAddress,
       scheme: request.scheme,
       forwardedHost: request.host,
       port: exchange.options.listener.port,
       rawPath: request.rawPath,
-      prefix: route!.strip_path && exchange.prefix !== '/' ? exchange.prefix : undefined,
+      prefix: compiled!.stripPath && exchange.prefix !== '/' ? exchange.prefix : undefined,
       trusted: request.trusted,
       httpVersion: request.httpVersion,
       requestId: ownHeaders.upstreamRequestId ? exchange.id : undefined,
@@ -679,9 +681,9 @@ function hasBody({ raw, upgrade }: HttpExchange): boolean {
 function gathers(exchange: HttpExchange): boolean {
   const { route, service, upstream } = exchange
   return (
-    route!.request_buffering &&
     upstream.body === undefined &&
     hasBody(exchange) &&
+    route!.request_buffering &&
     !service!.protocol.startsWith('grpc')
   )
 }

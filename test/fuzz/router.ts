@@ -1,5 +1,6 @@
 import fc from 'fast-check'
-import { compileRouter, type MatchInput } from '../../src/proxy/router.ts'
+import { compileRoutes } from '../../src/proxy/route-table.ts'
+import { type MatchInput, Router } from '../../src/proxy/router.ts'
 import type { Route } from '../../src/schema/entities.ts'
 import { type Budget, explore } from './budget.ts'
 
@@ -122,7 +123,8 @@ export function fuzzRouter(budget: Budget): Promise<number> {
     fc.array(anyRoute, { maxLength: 12 }),
     fc.array(anyRequest, { minLength: 1, maxLength: 8 }),
     async (routes, requests) => {
-      const router = await compileRouter(routes, new Map())
+      const table = await compileRoutes(routes, new Map())
+      const router = new Router(table, place => routes[place]!, new Map())
       for (const request of requests) {
         const found = router.match(request)?.route
         if (found !== plainMatch(routes, request)) throw new Error(JSON.stringify(request))

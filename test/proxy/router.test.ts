@@ -1,6 +1,14 @@
 import t from 'tap'
-import { compileRouter, literalPrefix, type MatchInput } from '../../src/proxy/router.ts'
+import { compileRoutes, literalPrefix } from '../../src/proxy/route-table.ts'
+import { type MatchInput, Router } from '../../src/proxy/router.ts'
 import type { Route, Service } from '../../src/schema/entities.ts'
+
+/** Routes compiled and looked up in one thread. */
+const compileRouter = async (
+  routes: readonly Route[],
+  services: ReadonlyMap<string, Service>
+): Promise<Router> =>
+  new Router(await compileRoutes(routes, services), place => routes[place]!, services)
 
 let ids = 0
 
@@ -225,5 +233,43 @@ await t.test('a look-up among 10,000 routes looks at few of them', async t => {
     const found = router.match(counting(request as never))
     t.equal(found !== undefined, name !== undefined, name ?? 'none')
     t.ok(looks <= 5, `${looks} routes were looked at for ${name ?? 'none'}`)
+  }
+})
+
+await t.test('prefixes that begin alike, in any order', async t => {
+  const words = ['', 'a', 'b', 'ab', 'abc', 'abd', 'b/', 'ü', 'üa', 'a/b/c/d/e', 'a/b']
+  const prefixes = words.flatMap(word => words.map(end => `/${word}${end}`))
+  const distinct = [...new Set(prefixes)]
+  for (const order of [distinct, distinct.toReversed()]) {
+    const router = await compileRouter(
+      order.map(path => route({ name: path, paths: [path], strip_path: false })),
+      new Map()
+    )
+    for (const path of distinct) {
+      for (const end of ['', 'z', '/', 'ab']) {
+        const normal = (text: string) => encodeURI(text)
+        const expected = distinct
+          .filter(prefix => normal(path + end).startsWith(normal(prefix)))
+          .sort((a, b) => normal(b).length - normal(a).length)[0]
+        const found = router.match(input({ path: normal(path + end) }))
+        t.equal(found?.route.name, expected, path + end)
+        t.equal(found?.prefix, normal(expected!))
+      }
+    }
+  }
+})
+
+await t.test('thousands of hosts, exact and with either wildcard', async t => {
+  const routes = Array.from({ length: 3000 }, (_, i) =>
+    route({
+      name: String(i),
+      hosts: [i % 3 === 0 ? `h${i}.example` : i % 3 === 1 ? `*.s${i}.example` : `p${i}.*`]
+    })
+  )
+  const router = await compileRouter(routes, new Map())
+  for (let i = 0; i < 3000; i++) {
+    const host = i % 3 === 0 ? `h${i}.example` : i % 3 === 1 ? `a.s${i}.example` : `p${i}.test`
+    t.equal(router.match(input({ host }))?.route.name, String(i), host)
+    t.equal(router.match(input({ host: `x${host}x` })), undefined)
   }
 })
