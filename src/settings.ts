@@ -1,10 +1,10 @@
 import { availableParallelism } from 'node:os'
-import { closest } from 'fastest-levenshtein'
 import type { TSchema } from 'typebox'
 import { ConfigError, type Place, type Problem } from './errors.ts'
 import { type LogFormat, logLevels } from './log.ts'
 import type { OwnHeaders } from './proxy/handler.ts'
 import { deepFreeze } from './schema/freeze.ts'
+import { nearest } from './schema/validator.ts'
 import { vaultConfigSchema } from './schema/vault-config.ts'
 import {
   accessLog,
@@ -827,16 +827,29 @@ function attempt<T>(variable: string, problems: Problem[], read: () => T): T | u
 }
 
 function unknown(variable: string, vaultFields: VaultFields): Problem {
+  const word = variable.slice('POSTERN_'.length)
+  const types = [...new Set([...vaultFields.values()].map(({ type }) => type))]
+  const beginOf = (type: string): string => `VAULT_${type.replaceAll('-', '_').toUpperCase()}_`
+  // The longest first: azure-certs begins as azure does.
+  const type = types
+    .sort((one, other) => other.length - one.length)
+    .find(each => word.startsWith(beginOf(each)))
+  const begin = type === undefined ? '' : beginOf(type)
   const rows: readonly Setting[] = Object.values(settingsTable)
-  const own = [
-    ...rows.map(row => row.variable),
-    ...[...vaultFields.keys()].map(name => `POSTERN_${name}`)
-  ]
+  const known = [...rows.map(row => row.variable.slice('POSTERN_'.length)), ...vaultFields.keys()]
+  const rests = known.filter(name => name.startsWith(begin)).map(name => name.slice(begin.length))
+  const near = nearest(word.slice(begin.length), rests)
+  const hint =
+    near !== undefined
+      ? `Did you mean POSTERN_${begin}${near}?`
+      : type !== undefined
+        ? `\`postern schema vault ${type}\` shows the settings it has.`
+        : 'docs/operations.md lists the settings.'
   return problem(
     'UNKNOWN',
     variable,
     'is not a setting',
-    `Did you mean ${closest(variable, own)}? Names that begin with POSTERN_ are kept for settings.`
+    `${hint} Names that begin with POSTERN_ are kept for settings.`
   )
 }
 

@@ -368,6 +368,16 @@ await t.test('a field the vault does not have is told', async t => {
   t.match(problems({ POSTERN_VAULT_FS_PREFX: '/x' }), [
     { code: 'POSTERN_SETTING_UNKNOWN', fix: /POSTERN_VAULT_FS_PREFIX\?/ }
   ])
+  for (const [variable, fix] of [
+    ['POSTERN_WORKRS', /^Did you mean POSTERN_WORKERS\?/],
+    ['POSTERN_VAULT_HVC_HOST', /^Did you mean POSTERN_VAULT_HCV_HOST\?/],
+    ['POSTERN_VAULT_AZURE_CERTS_TENANTID', /^Did you mean POSTERN_VAULT_AZURE_CERTS_TENANT_ID\?/],
+    ['POSTERN_VAULT_HCV_ROLE', /^`postern schema vault hcv` shows/],
+    ['POSTERN_VAULT_AZURE_CERTS_COLOUR', /^`postern schema vault azure-certs` shows/],
+    ['POSTERN_UNHEARD_OF', /^docs\/operations\.md lists/]
+  ] as const) {
+    t.match(problems({ [variable]: 'x' }), [{ code: 'POSTERN_SETTING_UNKNOWN', fix }], variable)
+  }
   t.match(problems({ POSTERN_VAULT_KONNECT_CONFIG_STORE_ID: 'x' }), [
     { code: 'POSTERN_SETTING_UNKNOWN' }
   ])

@@ -42,7 +42,7 @@ export function envBackend(environment: Readonly<Record<string, string | undefin
         async fetch(resource, version) {
           const name = (prefix + resource).replaceAll('-', '_').toUpperCase()
           if (allow !== undefined && !allow.some(pattern => pattern.test(name)))
-            throw new VaultDenied(resource, 'the vault does not allow this variable')
+            throw new VaultDenied(name, 'its setting allow does not allow this variable')
           const variable = version === '2' ? `${name}_PREVIOUS` : name
           const value = environment[variable]
           if (value === undefined) throw new SecretAbsent(`${variable} (no such variable is set)`)
