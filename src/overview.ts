@@ -5,7 +5,7 @@ import type { Loaded } from './resolve.ts'
 import type { ReferenceStatus } from './vault/vaults.ts'
 
 /** What a running configuration lacks, one line each; empty when it has everything. */
-export function lacks({ config }: Loaded, secrets: Secrets): readonly string[] {
+export function lacks({ config, set }: Loaded, secrets: Secrets): readonly string[] {
   const failures = new Map<string, string>()
   for (const [text, state] of secrets) if ('failure' in state) failures.set(text, state.failure)
   if (failures.size === 0) return []
@@ -16,7 +16,11 @@ export function lacks({ config }: Loaded, secrets: Secrets): readonly string[] {
   }
   const names = config.snis.filter(({ certificate }) => certificates.has(certificate.id))
   return [
-    ...[...failures].map(([text, failure]) => `${text} has no value (${failure})`),
+    ...[...failures].map(([text, failure]) => {
+      // What was read since and refused says more than why there was nothing before.
+      const refused = set.resourceOf(text)?.rejected
+      return `${text} has no value (${refused === undefined ? failure : `invalid: ${refused}`})`
+    }),
     ...names.map(({ name, certificate }) => {
       const reference = certificates.get(certificate.id)
       return `TLS for ${name} is refused: its certificate needs ${reference}`

@@ -218,10 +218,16 @@ await t.test('a degraded start goes without secrets of settings', async t => {
     })
   t.equal((await hook()).status, 503)
   await t.rejects(connect(gateway.tlsUrl!), 'no other certificate stands in')
-  vault.put('pair', await certificateFor('late.example'))
+  vault.put('pair', { cert: 'no certificate', key: 'no key' })
   vault.put('word', 'a-word-of-redis')
   vault.put('hook', 'a-secret-of-the-webhook')
   await vault.fault(undefined)
+  await until(
+    async () =>
+      /pair\/cert} has no value \(invalid: /.test((await gateway.status('/status/ready')).body),
+    'what came is told to be unfit'
+  )
+  vault.put('pair', await certificateFor('late.example'))
   await until(async () => (await gateway.status('/status/ready')).status === 200, 'it heals itself')
   t.equal(await served(gateway.tlsUrl!), 'DNS:late.example')
   t.equal((await hook()).status, 401)
