@@ -324,6 +324,19 @@ plugins:
   }
 )
 
+t.test('a server that is no vault is told as the wrong address, not as a wrong secret', async t => {
+  await using other = await startUpstream((_received, response) => {
+    response.statusCode = 404
+    response.end('not here')
+  })
+  const { port } = new URL(other.url)
+  const env = { POSTERN_VAULT_HCV_TOKEN: 't', POSTERN_VAULT_HCV_PORT: port }
+  t.match(await postern(['vault', 'get', 'hcv/x/y'], env), {
+    code: 1,
+    stderr: /nothing takes a login.*404.*Check host, port.*\[POSTERN_VAULT_SETTINGS\]/
+  })
+})
+
 t.test('a switch of a default vault is on, too, not only true', async t => {
   const env = { SECRET: 'aGVsbG8gdGhlcmU=', POSTERN_VAULT_ENV_BASE64_DECODE: 'on' }
   t.match(await postern(['vault', 'get', 'env/secret', '--reveal'], env), {

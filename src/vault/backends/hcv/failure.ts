@@ -1,4 +1,10 @@
-import { SecretMalformed, VaultDenied, VaultThrottled, VaultUnreachable } from '../../../errors.ts'
+import {
+  SecretMalformed,
+  VaultDenied,
+  VaultMisconfigured,
+  VaultThrottled,
+  VaultUnreachable
+} from '../../../errors.ts'
 
 /** An answer of the vault that is none of 2xx. Its message is safe; `errors` may echo anything. */
 export class VaultAnswerError extends Error {
@@ -76,6 +82,13 @@ export function classify(error: unknown, subject: string): Error {
 /** The same for a login: where no auth method is mounted, the vault says no more than to a wrong proof. */
 export function classifyLogin(error: unknown, method: string): Error {
   const subject = `a login (${method})`
+  // No secret is missing: this is another server, or another path.
+  if (error instanceof VaultAnswerError && (error.status === 404 || error.status === 405)) {
+    return new VaultMisconfigured(
+      `nothing takes ${subject} there, ${error.message}`,
+      'Check host, port, namespace and the path of the auth method'
+    )
+  }
   return error instanceof VaultAnswerError && /permission denied/i.test(error.errors)
     ? new VaultDenied(subject, `${error.message}; a path without an auth method looks the same`)
     : classify(error, subject)
