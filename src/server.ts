@@ -335,8 +335,10 @@ function createHttp2Server({ limits }: ServerOptions): http2.Http2Server {
     maxSessionInvalidFrames: 100,
     maxSessionRejectedStreams: 100,
     maxSettings: 16,
-    // Mebibytes of header tables, frames and queues.
-    maxSessionMemory: 4,
+    // Mebibytes of header tables, frames and queues. A stream has up to 192 KiB under way for a slow
+    // client (what was read ahead, a read more, and what it uploads), and there may be 128 of them;
+    // the rest is for what Node goes on counting of streams that were cut off, see guardSession.
+    maxSessionMemory: 64,
     settings: {
       enablePush: false,
       enableConnectProtocol: true,

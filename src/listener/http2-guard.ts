@@ -2,6 +2,12 @@ import { constants, type ServerHttp2Session, type ServerHttp2Stream } from 'node
 
 /** Streams a client may reset before they are answered, however many it lets be answered. */
 const FREE_RESETS = 100
+/**
+ * Bytes that may have been queued for streams when they were cut off. Node counts them against the
+ * memory of the session for good, and would refuse streams of a client that often breaks off downloads,
+ * as players do that seek; instead of a session that is closed in good order it opens another.
+ */
+const MAX_LOST = 32 * 1024 * 1024
 /** SETTINGS and PING frames a session may send at once, and how many it earns each second. */
 const CONTROL_BURST = 500
 const CONTROL_RATE = 50
@@ -23,6 +29,7 @@ export function guardSession(session: ServerHttp2Session, options: GuardOptions)
   let open = 0
   let served = 0
   let resets = 0
+  let lost = 0
   let budget = CONTROL_BURST
   let earnedAt = performance.now()
   const end = (): void => {
@@ -44,6 +51,10 @@ export function guardSession(session: ServerHttp2Session, options: GuardOptions)
     if (served === options.maxRequests) session.close()
     stream.once('close', () => {
       open--
+      if (!stream.writableFinished) {
+        lost += stream.writableLength
+        if (lost > MAX_LOST && !session.closed) session.close()
+      }
       if (stream.rstCode === constants.NGHTTP2_NO_ERROR || stream.headersSent) return
       resets++
       // Clients with deadlines cancel some of what they ask; only an attack cancels most.

@@ -1,5 +1,5 @@
 import type { IncomingHttpHeaders, ServerResponse } from 'node:http'
-import type { Http2ServerResponse } from 'node:http2'
+import { constants, type Http2ServerResponse, type ServerHttp2Stream } from 'node:http2'
 import type { Socket } from 'node:net'
 import { UpstreamTrailers } from '../errors.ts'
 import { linger } from '../listener/turns.ts'
@@ -170,6 +170,8 @@ export class Handler implements ForwardOwner, GatheringOwner {
       forward: undefined
     }
     carrier.on('close', onClose)
+    if (upgrade === undefined && 'stream' in raw && !raw.stream.endAfterHeaders)
+      stopWhenAnswered(raw.stream)
     this.#live(exchange, 0)
   }
 
@@ -649,6 +651,34 @@ function boundUnreadBody(raw: RawRequest): void {
   timer.unref()
   raw.once('end', () => clearTimeout(timer))
   raw.once('close', () => clearTimeout(timer))
+}
+
+/**
+ * The same over HTTP/2, where a client that goes on sending is told to stop once it has its answer
+ * (RFC 9113 §8.1): the stream would stay open for as long as the client leaves it so.
+ */
+function stopWhenAnswered(stream: ServerHttp2Stream): void {
+  // With the trailers, also where there are none, the answer is complete.
+  stream.once('wantTrailers', onAnswered)
+  // A head that ends its stream, as that of a 204, is not followed by any.
+  stream.once('finish', onAnswered)
+}
+
+function onAnswered(this: ServerHttp2Stream): void {
+  if (this.readableEnded || this.closed || this.destroyed) return
+  // What lies unread counts against the memory of the whole session.
+  this.resume()
+  if (this.sentTrailers !== undefined) {
+    setImmediate(stop, this)
+    return
+  }
+  const timer = setTimeout(stop, UNREAD_BODY_TIMEOUT, this)
+  timer.unref()
+  this.once('close', () => clearTimeout(timer))
+}
+
+function stop(stream: ServerHttp2Stream): void {
+  if (!stream.readableEnded && !stream.closed) stream.close(constants.NGHTTP2_NO_ERROR)
 }
 
 function onClose(this: RawResponse): void {

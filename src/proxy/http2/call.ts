@@ -274,9 +274,12 @@ export class Http2Call implements PooledCall {
     this.handler.onResponseEnd?.(this, {})
     const { body } = this.options
     // An answer before the end of the request: the rest of the body has no reader.
-    if (this.#stream!.writableEnded) return
+    const stream = this.#stream!
+    if (stream.writableEnded) return
     if (isStream(body)) body.destroy()
-    this.#stream!.close(constants.NGHTTP2_NO_ERROR)
+    // Not from within the session's own reading: Node 24 then loses the RST_STREAM of a stream that has
+    // a part of its body queued, and writes empty DATA frames for it without end.
+    setImmediate(() => stream.close(constants.NGHTTP2_NO_ERROR))
   }
 
   /** Ends the request with an error, unless it has ended already. */

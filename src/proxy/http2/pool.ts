@@ -18,6 +18,13 @@ const MAX_STREAMS = 100
 /** Bytes of a response, and of all of a connection, that may be under way unread. */
 const STREAM_WINDOW = 262_144
 const CONNECTION_WINDOW = 1_048_576
+/** Mebibytes of a connection: what may be under way of all its streams, and what is lost of some. */
+const SESSION_MEMORY = 64
+/**
+ * Bytes that may have been queued for streams when they were cut off. Node counts them against that
+ * memory for good, and resets every answer once it is full.
+ */
+const MAX_LOST = 16 * 1024 * 1024
 /** Times a request is sent anew that the upstream said it had not begun (RFC 9113 §8.7). */
 const MAX_REFUSALS = 3
 
@@ -26,6 +33,8 @@ class Session {
   readonly http2: ClientHttp2Session
   readonly calls = new Set<Http2Call>()
   requests = 0
+  /** Bytes queued for streams that were cut off. */
+  lost = 0
   /** No new requests: it is closing, in doubt, or has had its share. */
   retired = false
   /** The last stream the upstream will have worked on, after it said that it goes away. */
@@ -127,7 +136,13 @@ export class Http2Pool extends Pool<Http2Call> {
     const carrier: Carrier = {
       open: (headers, options) => {
         const stream = session.http2.request(headers, options)
-        stream.once('close', () => this.#onStreamClosed(session, call))
+        stream.once('close', () => {
+          if (!stream.writableFinished) {
+            session.lost += stream.writableLength
+            if (session.lost > MAX_LOST) session.retired = true
+          }
+          this.#onStreamClosed(session, call)
+        })
         return stream
       },
       again: stream => this.#again(session, call, stream),
@@ -200,6 +215,7 @@ export class Http2Pool extends Pool<Http2Call> {
     }
     const http2 = connectHttp2(this.origin, {
       createConnection: () => socket,
+      maxSessionMemory: SESSION_MEMORY,
       settings: { enablePush: false, initialWindowSize: STREAM_WINDOW }
     })
     const session = new Session(http2)
