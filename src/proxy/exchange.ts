@@ -345,6 +345,8 @@ export class HttpExchange implements Exchange {
   firstByteMark = 0
   lastByteMark = 0
   upstreamStatuses: number[] = []
+  /** The protocol version of the upstream's answer. */
+  upstreamVersion: '1.1' | '2' = '1.1'
   bytesReceived = 0
   bytesSent = 0
   /** Close the connection after this response: its framing cannot be trusted. */

@@ -8,7 +8,7 @@ import type { HttpExchange } from './exchange.ts'
 import { failureKind, upstreamFailure } from './failure.ts'
 import { HeldBody } from './held-body.ts'
 import type { BorrowingHandler, Call } from './http1/call.ts'
-import type { ForwardOptions } from './pool.ts'
+import type { ForwardOptions, PooledCall } from './pool.ts'
 import { owned } from './read-memory.ts'
 import { RequestBody } from './request-body.ts'
 import type { TargetAddress } from './targets.ts'
@@ -228,6 +228,7 @@ export class Forward implements BorrowingHandler, Ending {
       return
     }
     this.#responded = true
+    exchange.upstreamVersion = (controller as PooledCall).version
     // No other attempt will send it.
     if (this.#body instanceof HeldBody) this.#body.release()
     const length = headers['content-length']

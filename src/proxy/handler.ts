@@ -100,7 +100,8 @@ export class Handler implements ForwardOwner, GatheringOwner {
   readonly #current: () => Serving
   readonly sendTimeout: number
   readonly #holdBounds: HoldBounds
-  readonly #via: string
+  /** Our part of `Via` by the version of the upstream's answer (RFC 9110 §7.6.3). */
+  readonly #via: Readonly<Record<'1.1' | '2', string>>
   readonly #names: {
     readonly requestId: string
     readonly upstreamLatency: string
@@ -117,7 +118,7 @@ export class Handler implements ForwardOwner, GatheringOwner {
     this.maxBodySize = options.maxBodySize
     this.sendTimeout = options.sendTimeout
     this.#holdBounds = new HoldBounds(options.requestBuffer)
-    this.#via = `1.1 ${options.product}`
+    this.#via = { '1.1': `1.1 ${options.product}`, '2': `2 ${options.product}` }
     const { namespace } = options.ownHeaders
     this.#names = {
       requestId: `${namespace}-Request-Id`,
@@ -451,8 +452,9 @@ export class Handler implements ForwardOwner, GatheringOwner {
     }
     if (ownHeaders.server && !server) fields.push('Server', product)
     if (ownHeaders.via) {
-      if (via === -1) fields.push('Via', this.#via)
-      else fields[via + 1] = `${fields[via + 1]}, ${this.#via}`
+      const own = this.#via[exchange.upstreamVersion]
+      if (via === -1) fields.push('Via', own)
+      else fields[via + 1] = `${fields[via + 1]}, ${own}`
     }
     if (ownHeaders.latency) {
       fields.push(

@@ -301,7 +301,8 @@ const NEVER_TRAILERS = new Set([
   'cache-control'
 ])
 
-function mayTrail(name: string): boolean {
+/** Whether a field may come as a trailer. */
+export function mayTrail(name: string): boolean {
   const lower = name.toLowerCase()
   return !NEVER_TRAILERS.has(lower) && !NOT_FORWARDED.has(lower)
 }

@@ -69,6 +69,8 @@ export abstract class EndingDispatcher extends Dispatcher {
 export interface PooledCall extends Dispatcher.DispatchController {
   readonly options: ForwardOptions
   readonly handler: Dispatcher.DispatchHandler
+  /** The protocol version of its answer, as `Via` writes it. */
+  readonly version: '1.1' | '2'
   /** Ends a request that was not sent. */
   refuse(error: Error): void
 }

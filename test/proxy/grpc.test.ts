@@ -40,7 +40,10 @@ async function startGrpc(credentials = grpc.ServerCredentials.createInsecure()) 
         done(null, `echo ${call.request}`, trailers)
       },
       fail(_call: unknown, done: grpc.sendUnaryData<string>) {
-        done({ code: grpc.status.FAILED_PRECONDITION, details: 'not now: ü' })
+        const metadata = new grpc.Metadata()
+        metadata.set('x-reason', 'closed')
+        metadata.set('grpc-status-details-bin', Buffer.from('why'))
+        done({ code: grpc.status.FAILED_PRECONDITION, details: 'not now: ü', metadata })
       },
       collect(call: grpc.ServerReadableStream<string, string>, done: grpc.sendUnaryData<string>) {
         let all = ''
@@ -146,6 +149,8 @@ await t.test('an error of the upstream, which ends with its head', async t => {
   const { error } = await unary('fail', 'x')
   t.equal(error?.code, grpc.status.FAILED_PRECONDITION)
   t.equal(error?.details, 'not now: ü')
+  t.same(error?.metadata.get('x-reason'), ['closed'], 'metadata of the error')
+  t.same(error?.metadata.get('grpc-status-details-bin'), [Buffer.from('why')])
 })
 
 await t.test('streams from the client, from the server, and both ways at once', async t => {

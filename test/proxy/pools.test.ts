@@ -60,6 +60,7 @@ await t.test('HTTP/2 to an upstream of https that chooses it', async t => {
   ])
   t.same([...new Set(versions)], ['2.0'])
   t.same(answers[0]!.headers['set-cookie'], ['a=1', 'b=2'])
+  t.match(answers[0]!.headers.via, /^2 postern\//, 'the version of the answer')
   t.equal(answers[10]!.body.length, 1_000_000)
   t.equal(answers[11]!.headers['x-size'], '200000')
   t.equal(answers[12]!.status, 204)

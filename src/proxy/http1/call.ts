@@ -21,6 +21,7 @@ export interface Carrier {
 export class Call implements PooledCall {
   readonly options: ForwardOptions
   readonly handler: Dispatcher.DispatchHandler
+  readonly version = '1.1'
   /** Whether the handler is a {@link BorrowingHandler}. */
   readonly borrows: boolean
   /** Undefined while it waits for a connection and after its end. */

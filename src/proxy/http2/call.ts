@@ -10,6 +10,7 @@ import { type Dispatcher, errors } from 'undici'
 import { WriteTimeout } from '../../errors.ts'
 import { bodyRead } from '../../memory.ts'
 import { isAll, TARGET, VALUE } from '../bytes.ts'
+import { mayTrail } from '../headers.ts'
 import { HeldBody } from '../held-body.ts'
 import type { ForwardOptions, PooledCall } from '../pool.ts'
 
@@ -23,8 +24,11 @@ const CONNECTION_FIELDS = new Set([
   'upgrade'
 ])
 
-/** Fields that tell how a gRPC call ended; without a body they come in the head. */
-const GRPC_ENDING = new Set(['grpc-status', 'grpc-message', 'grpc-status-details-bin'])
+/**
+ * Whether a field of the head that ends a gRPC call tells of its end: such a head stands for the
+ * trailers too, with the metadata of an error in it, and has hardly anything of its own.
+ */
+const tellsEnd = (name: string): boolean => name !== 'date' && name !== 'server' && mayTrail(name)
 
 /** A request's fields as HTTP/2 has them: names in lower case, repeats as arrays. */
 function requestHeaders(
@@ -99,6 +103,7 @@ const isEventStream = (type: string | undefined): boolean =>
 export class Http2Call implements PooledCall {
   readonly options: ForwardOptions
   readonly handler: Dispatcher.DispatchHandler
+  readonly version = '2'
   rawHeaders: string[] | null = null
   rawTrailers: string[] | null = null
   aborted = false
@@ -259,8 +264,8 @@ export class Http2Call implements PooledCall {
     let raw = flatten(headers)
     if ((flags & constants.NGHTTP2_FLAG_END_STREAM) !== 0 && headers['grpc-status'] !== undefined) {
       // A call that ends with its head: the client is to see the ending where endings stand.
-      this.rawTrailers = raw.filter((_, i) => GRPC_ENDING.has(raw[i - (i % 2)]!))
-      raw = raw.filter((_, i) => !GRPC_ENDING.has(raw[i - (i % 2)]!))
+      this.rawTrailers = raw.filter((_, i) => tellsEnd(raw[i - (i % 2)]!))
+      raw = raw.filter((_, i) => !tellsEnd(raw[i - (i % 2)]!))
     }
     this.rawHeaders = raw
     if (isEventStream(headers['content-type'])) this.#bodyTimeout = 0
