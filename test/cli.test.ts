@@ -65,6 +65,9 @@ t.test('wrong usage is told with the usage, and is exit code 2', async t => {
     ['check', '--resovle'],
     ['check', 'a', 'b'],
     ['vault', 'get'],
+    ['vault', 'forget', '--json'],
+    ['vault', 'list', '--reveal'],
+    ['reload', '--json'],
     ['diff', 'a']
   ]
   const ended = await Promise.all(wrong.map(words => postern(words)))
@@ -73,6 +76,8 @@ t.test('wrong usage is told with the usage, and is exit code 2', async t => {
     t.match(stderr, /^Usage$/m)
     t.equal(stdout, '')
   }
+  t.match(ended[4]!.stderr, /^vault needs one of get, list, refresh\./)
+  t.match(ended[5]!.stderr, /^postern vault list takes no --reveal\./)
 })
 
 t.test('help and version', async t => {

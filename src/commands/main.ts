@@ -34,6 +34,21 @@ Exit codes
 Settings are environment variables, POSTERN_CONFIG and others: docs/operations.md.
 `
 
+/** Options of each command, besides those that all take. */
+const OPTIONS: Readonly<Record<string, readonly string[]>> = {
+  start: [],
+  check: ['resolve', 'json'],
+  diff: ['json'],
+  'vault get': ['reveal', 'json'],
+  'vault list': ['json'],
+  'vault refresh': [],
+  schema: [],
+  reload: [],
+  healthcheck: [],
+  version: []
+}
+const COMMON_OPTIONS = ['config', 'help']
+
 /** Runs what a command line asks for; gives the exit code, and tells what is wrong. Never rejects. */
 export async function main(
   argv: readonly string[],
@@ -66,6 +81,12 @@ async function run(argv: readonly string[], env: Environment, output: Output): P
     output.out(USAGE)
     return 0
   }
+  const name = command === 'vault' && words[0] !== undefined ? `vault ${words[0]}` : command
+  const taken = OPTIONS[name]
+  const stray = Object.keys(values).find(
+    option => taken !== undefined && !taken.includes(option) && !COMMON_OPTIONS.includes(option)
+  )
+  if (stray !== undefined) throw new UsageError(`postern ${name} takes no --${stray}.`)
   const call: Call = { env: withFile(env, values.config), words, options: values, output }
   switch (command) {
     case 'start':
