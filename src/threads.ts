@@ -186,15 +186,18 @@ export class Threads {
     worker.on('exit', () => {
       this.#threads.delete(number)
       addTo(this.#ended, counts)
+      // One that has never listened ends what waits for it to: see #replace.
       if (this.#closing || !thread.listening) return
-      const delay =
-        performance.now() - bornAt > MAX_RESTART_DELAY
-          ? 0
-          : Math.min(100 * 2 ** attempt, MAX_RESTART_DELAY)
       log.error({ thread: number }, 'a data-plane thread ended and is replaced')
-      setTimeout(() => this.#replace(delay === 0 ? 0 : attempt + 1), delay).unref()
+      this.#replaceSoon(performance.now() - bornAt > MAX_RESTART_DELAY ? 0 : attempt + 1)
     })
     return thread
+  }
+
+  /** `attempt` counts threads in a row that did not live long. */
+  #replaceSoon(attempt: number): void {
+    const delay = attempt === 0 ? 0 : Math.min(50 * 2 ** attempt, MAX_RESTART_DELAY)
+    setTimeout(() => this.#replace(attempt), delay).unref()
   }
 
   #replace(attempt: number): void {
@@ -204,13 +207,13 @@ export class Threads {
       () => {
         this.#options.log.info({ thread: thread.number }, 'a data-plane thread took over')
       },
-      error => {
+      async error => {
         this.#options.log.error(
           { thread: thread.number, err: error },
           'a data-plane thread could not start'
         )
-        thread.listening = true
-        void thread.worker.terminate()
+        await thread.worker.terminate()
+        this.#replaceSoon(attempt + 1)
       }
     )
   }

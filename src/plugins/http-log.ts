@@ -133,7 +133,8 @@ function createSink(
     connections: queue.concurrency_limit === 1 ? 1 : MAX_CONNECTIONS,
     connect(options, callback) {
       connect(options, (...outcome) => {
-        if (outcome[1] !== null) bodies.watch(outcome[1])
+        // Of a connection that failed there is no socket, not even null.
+        if (outcome[1] != null) bodies.watch(outcome[1])
         callback(...outcome)
       })
     },

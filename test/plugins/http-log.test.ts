@@ -1,9 +1,11 @@
 import { mkdtemp, rename, rm, writeFile } from 'node:fs/promises'
-import type { IncomingMessage, ServerResponse } from 'node:http'
+import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { text } from 'node:stream/consumers'
 import t, { type Test } from 'tap'
 import { type Received, startGateway, startUpstream, until } from '../harness.ts'
+import { freePort } from '../ports.ts'
 
 const ANNA = 'aaaaaaaa-0000-4000-8000-000000000001'
 const ANNAS_KEY = 'bbbbbbbb-0000-4000-8000-000000000001'
@@ -283,6 +285,30 @@ t.test('batches fill up, or go when their first entry has waited', async t => {
   await until(() => collectors.waited.deliveries.length === 1, 'the one that waited')
   t.same(sizes(collectors.full), [5, 5])
   t.same(sizes(collectors.waited), [1])
+})
+
+t.test('a collector that is not there yet gets its records once it is', async t => {
+  const port = await freePort()
+  const gateway = await startGateway({
+    services: [{ name: 's', url: upstream.url, routes: [{ name: 'all', paths: ['/'] }] }],
+    plugins: [{ name: 'http-log', config: { http_endpoint: `http://127.0.0.1:${port}/` } }]
+  })
+  t.teardown(() => gateway.close())
+  const [thread] = gateway.gateway.workers
+  t.equal((await gateway.fetch('/early')).status, 200)
+  // Time for attempts that are refused; should there be none yet, the test only shows less.
+  await new Promise(resolve => setTimeout(resolve, 300))
+  const uris: string[] = []
+  const server = createServer(async (request, response) => {
+    for (const record of [JSON.parse(await text(request))].flat()) uris.push(record.request.uri)
+    response.end()
+  }).listen(port, '127.0.0.1')
+  t.teardown(() => {
+    server.closeAllConnections()
+    server.close()
+  })
+  await until(() => uris.includes('/early'), 'the first record')
+  t.equal(gateway.gateway.workers[0], thread, 'by the same thread')
 })
 
 t.test('batches of any size, one after the other, arrive as they were', async t => {

@@ -71,6 +71,30 @@ await t.test('data-plane threads are killed, one after the other', async t => {
   t.same(failures, [], `${served} requests were answered`)
 })
 
+await t.test('a thread that dies before it serves is replaced like any other', async t => {
+  await using upstream = await startUpstream((_received, response) => void response.end('ok'))
+  await using gateway = await startGateway(
+    { services: [{ name: 'up', url: upstream.url, routes: [{ name: 'all', paths: ['/'] }] }] },
+    { workers: 2 }
+  )
+  const before = new Set(gateway.gateway.workers)
+  await gateway.gateway.workers[0]!.terminate()
+  for (let killed = 0; killed < 2; killed++) {
+    const young = await until(
+      () => gateway.gateway.workers.find(worker => !before.has(worker)),
+      'a thread that starts'
+    )
+    t.equal((await gateway.status('/status')).json().workers.serving, 1, 'not serving yet')
+    before.add(young)
+    await young.terminate()
+  }
+  await until(
+    async () => (await gateway.status('/status')).json().workers.serving === 2,
+    'another thread to take over',
+    60_000
+  )
+})
+
 const full = existsSync('/dev/full') ? false : 'needs /dev/full'
 
 await t.test(

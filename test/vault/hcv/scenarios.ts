@@ -172,14 +172,14 @@ export async function hcvScenarios(t: Test, start: Start, setUpDatabase: SetUpDa
       await using server = await start()
       const { open } = opener(t)
       const settings = { port: server.port, token: 'root' }
-      const failures: readonly (readonly [object, RegExp])[] = [
-        [{ mount: 'nowhere' }, /nothing is mounted/],
-        [{ kv: 'v1' }, /set kv to v2/],
-        [{ kv: 'v2', namespace: 'nowhere' }, /no such namespace/]
+      const failures: readonly (readonly [object, RegExp, string])[] = [
+        [{ mount: 'nowhere' }, /nothing is mounted/, 'POSTERN_VAULT_MALFORMED'],
+        [{ kv: 'v1' }, /set kv to v2/, 'POSTERN_VAULT_MALFORMED'],
+        [{ kv: 'v2', namespace: 'nowhere' }, /no such namespace/, 'POSTERN_VAULT_SETTINGS']
       ]
-      for (const [wrong, message] of failures) {
+      for (const [wrong, message, code] of failures) {
         const vault = await open({ ...settings, ...wrong })
-        await t.rejects(vault.fetch('app'), { code: 'POSTERN_VAULT_MALFORMED', message })
+        await t.rejects(vault.fetch('app'), { code, message })
       }
     }
   )
