@@ -667,9 +667,12 @@ function stopWhenAnswered(stream: ServerHttp2Stream): void {
 }
 
 function onAnswered(this: ServerHttp2Stream): void {
-  if (this.readableEnded || this.closed || this.destroyed) return
-  // What lies unread counts against the memory of the whole session.
+  if (this.readableEnded || this.destroyed) return
+  // What lies unread counts against the memory of the whole session, and keeps the stream from ending.
+  // Whoever read the body until now may pause it once more.
+  this.on('pause', resumeSoon)
   this.resume()
+  if (this.closed) return
   if (this.sentTrailers !== undefined) {
     setImmediate(stop, this)
     return
@@ -677,6 +680,10 @@ function onAnswered(this: ServerHttp2Stream): void {
   const timer = setTimeout(stop, UNREAD_BODY_TIMEOUT, this)
   timer.unref()
   this.once('close', () => clearTimeout(timer))
+}
+
+function resumeSoon(this: ServerHttp2Stream): void {
+  setImmediate(() => this.resume())
 }
 
 function stop(stream: ServerHttp2Stream): void {
