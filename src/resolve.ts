@@ -8,6 +8,7 @@ import { redactor } from './redaction.ts'
 import {
   type Collected,
   collectSettings,
+  configSource,
   type Environment,
   parseSetting,
   parseSettings,
@@ -321,6 +322,31 @@ export async function readConfig(
     }
   })
   return { config, uses: new UseIndex(config), set: vaults.prepare(config.vaults) }
+}
+
+/** Where the configuration comes from, which a vault may have to tell. Throws ConfigError. */
+export async function resolvedSource(collected: Collected, vaults: Vaults): Promise<ConfigSource> {
+  const uses = collected.references.filter(
+    ({ name }) => name === 'config' || name === 'configString'
+  )
+  if (uses.length === 0) return configSource(collected)
+  const set = vaults.prepare([])
+  try {
+    const outcomes = await set.load(uniqueReferences(uses.flatMap(use => use.references)))
+    maskOutcomes(outcomes, 'setting ')
+    const problems = unresolvedUses(uses, outcomes)
+    if (problems.length > 0) throw new ConfigError(problems)
+    const lookup = (text: string): string | undefined => {
+      const outcome = outcomes.get(text)
+      return outcome?.state === 'ok' ? outcome.value : undefined
+    }
+    return {
+      config: parseSetting(collected, 'config', lookup)!,
+      configString: parseSetting(collected, 'configString', lookup)
+    }
+  } finally {
+    set.close()
+  }
 }
 
 const NAME_IT = 'Name the configuration file with -c FILE or POSTERN_CONFIG.'

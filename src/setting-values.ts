@@ -2,9 +2,9 @@ import { createPrivateKey, X509Certificate } from 'node:crypto'
 import { existsSync, readFileSync } from 'node:fs'
 import { BlockList, isIP } from 'node:net'
 import { createSecureContext, type SecureVersion } from 'node:tls'
-import { closest } from 'fastest-levenshtein'
 import type { NameServer } from './proxy/dns/client.ts'
 import type { DnsOrder } from './proxy/dns.ts'
+import { nearest } from './schema/validator.ts'
 
 /** A value a setting cannot have: what is wrong, and what to write instead. Never the value of a secret. */
 export class Misfit extends Error {
@@ -15,6 +15,31 @@ export class Misfit extends Error {
     this.name = 'Misfit'
     this.fix = fix
   }
+}
+
+/** What is wrong with a value, told by {@link allOf} or one by one; other errors have no `fix`. */
+export function misfitsIn(error: unknown): readonly (Error & { readonly fix?: string })[] {
+  return error instanceof AggregateError ? error.errors : [error as Error]
+}
+
+/** What `read` gives for each part of a value; throws what is wrong with all of them at once. */
+function allOf<T, R>(parts: readonly T[], read: (part: T, index: number) => R): readonly R[] {
+  const misfits: Error[] = []
+  const found = parts.flatMap((part, index) => {
+    try {
+      return [read(part, index)]
+    } catch (error) {
+      misfits.push(...misfitsIn(error))
+      return []
+    }
+  })
+  if (misfits.length > 0) throw new AggregateError(misfits)
+  return found
+}
+
+function suggestion(word: string, known: readonly string[]): string {
+  const near = nearest(word, known)
+  return near === undefined ? `Write one of ${known.join(', ')}.` : `Did you mean ${near}?`
 }
 
 /** Tells of something in a value that is accepted but has no effect. */
@@ -181,16 +206,13 @@ export const fieldName: Parse<string> = value => {
 
 /** Comma-separated IP addresses and CIDR ranges; `unix:` is every peer on a Unix socket. */
 export const addressRanges: Parse<readonly string[]> = value => {
-  const ranges = list(value)
-  for (const range of ranges) {
-    if (range !== UNIX && familyOf(range) === undefined) {
-      throw new Misfit(
-        `"${range}" is neither an IP address nor a CIDR range`,
-        'Write addresses such as 10.0.0.0/8 or fd00::/8.'
-      )
-    }
-  }
-  return ranges
+  return allOf(list(value), range => {
+    if (range === UNIX || familyOf(range) !== undefined) return range
+    throw new Misfit(
+      `"${range}" is neither an IP address nor a CIDR range`,
+      'Write addresses such as 10.0.0.0/8 or fd00::/8.'
+    )
+  })
 }
 
 /** How peers on Unix sockets are written, which have no address. */
@@ -225,11 +247,10 @@ function familyOf(range: string): 'ipv4' | 'ipv6' | undefined {
 /** Comma-separated `host:port` with flags, or `off`. */
 export const listeners: Parse<readonly Listener[]> = (value, note) => {
   if (value === 'off') return []
-  const found = list(value).map(each => listener(each, note))
-  if (found.length === 0)
-    throw new Misfit('names no address', 'Write host:port, such as 0.0.0.0:8000, or off.')
   const seen = new Set<string>()
-  for (const { host, port, path } of found) {
+  const found = allOf(list(value), each => {
+    const read = listener(each, note)
+    const { host, port, path } = read
     const address = `${host} ${port}`
     if ((port !== 0 || path !== undefined) && seen.has(address))
       throw new Misfit(
@@ -237,13 +258,16 @@ export const listeners: Parse<readonly Listener[]> = (value, note) => {
         'Name each address once.'
       )
     seen.add(address)
-  }
+    return read
+  })
+  if (found.length === 0)
+    throw new Misfit('names no address', 'Write host:port, such as 0.0.0.0:8000, or off.')
   return found
 }
 
 /** Comma-separated addresses of name servers: `ip` or `ip:port`, IPv6 with a port in brackets. */
 export const nameServers: Parse<readonly NameServer[]> = value => {
-  const servers = list(value).map((text): NameServer => {
+  const servers = allOf(list(value), (text): NameServer => {
     if (isIP(text) !== 0) return { host: text, port: 53 }
     const [, bracketed, plain, port = '53'] =
       /^(?:\[(.+)\]|([^:]+))(?::(\d{1,5}))?$/.exec(text) ?? []
@@ -263,12 +287,10 @@ const RECORD_TYPES = ['LAST', 'SRV', 'A', 'AAAA', 'CNAME']
 
 /** Comma-separated record types; those that lead to addresses. */
 export const dnsOrder: Parse<DnsOrder> = value => {
-  const types = list(value).map(type => type.toUpperCase())
-  for (const type of types) {
-    if (!RECORD_TYPES.includes(type)) {
-      throw new Misfit(`"${type}" is not a record type`, `Use ${RECORD_TYPES.join(', ')}.`)
-    }
-  }
+  const types = allOf(list(value.toUpperCase()), type => {
+    if (RECORD_TYPES.includes(type)) return type
+    throw new Misfit(`"${type}" is not a record type`, `Use ${RECORD_TYPES.join(', ')}.`)
+  })
   const order = types.filter(type => type === 'SRV' || type === 'A' || type === 'AAAA')
   if (order.length === 0)
     throw new Misfit('has no type that leads to an address', 'Name A, AAAA or SRV.')
@@ -298,16 +320,14 @@ const HOST_NAME =
 
 /** Comma-separated host names, `*.domain` for all below one, `*` for any; gives them in lower case. */
 export const hostNames: Parse<readonly string[]> = value => {
-  const names = list(value.toLowerCase()).map(name => name.replace(/\.$/, ''))
-  for (const name of names) {
-    if (!HOST_NAME.test(name)) {
-      throw new Misfit(
-        `"${name}" is not a host name`,
-        'Write names without scheme and port, such as postern.gateway.svc or *.svc.cluster.local.'
-      )
-    }
-  }
-  return names
+  return allOf(list(value.toLowerCase()), authored => {
+    const name = authored.replace(/\.$/, '')
+    if (HOST_NAME.test(name)) return name
+    throw new Misfit(
+      `"${name}" is not a host name`,
+      'Write names without scheme and port, such as postern.gateway.svc or *.svc.cluster.local.'
+    )
+  })
 }
 
 /** Flags that hold anyway here: threads share the port, each address is bound on its own. */
@@ -316,27 +336,25 @@ const WITHOUT_EFFECT = new Set(['deferred', 'so_keepalive', 'ipv6only'])
 const FLAGS = ['ssl', 'http2', 'backlog', 'proxy_protocol', ...IMPLIED, ...WITHOUT_EFFECT]
 
 function listener(authored: string, note: Note): Listener {
-  const [address = '', ...flags] = authored.split(/\s+/)
-  const { host, port, path } = parseAddress(address)
-  let proxyProtocol = false
-  let ssl = false
-  let http2 = false
-  let backlog: number | undefined
-  for (const flag of flags) {
-    const [name = '', value] = flag.split('=')
-    if (name === 'ssl') ssl = true
-    else if (name === 'http2') http2 = true
-    else if (name === 'backlog') backlog = parseBacklog(value)
-    else if (name === 'proxy_protocol') proxyProtocol = true
-    else if (WITHOUT_EFFECT.has(name)) note(`the flag ${name} has no effect`, `Leave ${name} out.`)
-    else if (!IMPLIED.has(name)) {
-      throw new Misfit(
-        `"${flag}" is not a flag of a listener`,
-        `Did you mean ${closest(name, FLAGS)}?`
-      )
-    }
+  const parts = allOf(
+    authored.split(/\s+/),
+    (part, index): Partial<Listener> => (index === 0 ? parseAddress(part) : parseFlag(part, note))
+  )
+  const plain = { proxyProtocol: false, ssl: false, http2: false, backlog: undefined }
+  return Object.assign({ host: '', port: 0, path: undefined, ...plain, text: authored }, ...parts)
+}
+
+function parseFlag(flag: string, note: Note): Partial<Listener> {
+  const [name = '', value] = flag.split('=')
+  if (name === 'ssl') return { ssl: true }
+  if (name === 'http2') return { http2: true }
+  if (name === 'proxy_protocol') return { proxyProtocol: true }
+  if (name === 'backlog') return { backlog: parseBacklog(value) }
+  if (WITHOUT_EFFECT.has(name)) note(`the flag ${name} has no effect`, `Leave ${name} out.`)
+  else if (!IMPLIED.has(name)) {
+    throw new Misfit(`"${flag}" is not a flag of a listener`, suggestion(name, FLAGS))
   }
-  return { host, port, path, proxyProtocol, ssl, http2, backlog, text: authored }
+  return {}
 }
 
 /** Bytes of a socket's path that every system takes. */
@@ -376,7 +394,7 @@ function parseBacklog(value: string | undefined): number {
   const number = Number(value)
   if (!/^\d+$/.test(value ?? '') || number < 1 || number > 65_535) {
     throw new Misfit(
-      'has a backlog that is not a number in range',
+      `has a backlog of ${value ?? 'nothing'}, which is not a number in range`,
       'Write backlog=N with N from 1 to 65535.'
     )
   }
@@ -421,13 +439,13 @@ const NO_HEADERS: HeaderChoice = {
 /** Comma-separated header names and tokens, or `off`. */
 export const headerChoice: Parse<HeaderChoice> = (value, note) => {
   if (value === 'off') return NO_HEADERS
-  const additions = list(value).map(authored => {
+  const additions = allOf(list(value), authored => {
     const name = ownName(authored)
     const addition = HEADER_TOKENS[name]
     if (addition === undefined && !HEADERS_WITHOUT_EFFECT.has(name)) {
       throw new Misfit(
         `"${authored}" is not one of the gateway's own headers`,
-        `Did you mean ${closest(name, Object.keys(HEADER_TOKENS))}?`
+        suggestion(name, Object.keys(HEADER_TOKENS))
       )
     }
     if (addition === undefined)

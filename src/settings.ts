@@ -22,6 +22,7 @@ import {
   list,
   listeners,
   Misfit,
+  misfitsIn,
   nameServers,
   type Parse,
   privateKey,
@@ -567,7 +568,10 @@ export function collectSettings(
     references.push({ name, template: text, references: found, place: placeOf(variable) })
   }
   const pending = new Set([...malformed, ...references.map(({ name }) => name)])
-  parseValues(authored, name => !pending.has(name), problems, warnings)
+  const values = parseValues(authored, name => !pending.has(name), problems, warnings)
+  checkTogether(authored, problems)
+  checkPair(values, problems)
+  checkClients(values, authored, problems, warnings)
   if (problems.length > 0) throw new ConfigError(problems)
   return { types, vaultDefaults, references, warnings, authored }
 }
@@ -616,14 +620,13 @@ export function parseSettings(
   const values = {
     ...parseValues(authored, name => !referring.has(name), problems, []),
     ...parseValues(authored, name => referring.has(name), problems, warnings, true)
-  } as Values
-  if (problems.length === 0) {
-    checkPair(values, problems)
-    checkClients(values, problems, warnings)
-    checkTogether(values, problems)
   }
+  // The first step has told what is wrong between those that refer to nothing.
+  if (referring.has('sslCert') || referring.has('sslCertKey')) checkPair(values, problems)
+  if (['sslVerifyClient', 'realIpHeader', 'proxyListen'].some(name => referring.has(name)))
+    checkClients(values, authored, problems, warnings)
   if (problems.length > 0) throw new ConfigError(problems)
-  const { headers, headersUpstream, headersNamespace, ...rest } = values
+  const { headers, headersUpstream, headersNamespace, ...rest } = values as Values
   const ownHeaders = { ...headers, namespace: headersNamespace, upstreamRequestId: headersUpstream }
   return { settings: deepFreeze({ ...rest, ownHeaders }), warnings }
 }
@@ -688,7 +691,7 @@ function parseValues(
   problems: Problem[],
   warnings: Problem[],
   resolved = false
-): Record<string, unknown> {
+): Partial<Values> {
   const values: Record<string, unknown> = {}
   for (const [name, row] of entriesOf(settingsTable)) {
     if (!chosen(name)) continue
@@ -710,56 +713,56 @@ function withheld<T>(parse: () => T): () => T {
     try {
       return parse()
     } catch (error) {
-      throw new Misfit('holds a reference whose value is refused', (error as Misfit).fix)
+      const fixes = new Set(misfitsIn(error).map(({ fix = 'Store another.' }) => fix))
+      throw new AggregateError(
+        [...fixes].map(fix => new Misfit('holds a reference whose value is refused', fix))
+      )
     }
   }
 }
 
-function checkPair({ sslCert, sslCertKey }: Values, problems: Problem[]): void {
-  const certificateName = settingsTable.sslCert.variable
-  const keyName = settingsTable.sslCertKey.variable
-  if (sslCert === undefined && sslCertKey === undefined) return
-  if (sslCert === undefined || sslCertKey === undefined) {
-    const [lacking, there] =
-      sslCert === undefined ? [certificateName, keyName] : [keyName, certificateName]
+/** Settings that mean nothing without another: who may sign must be told, not only for whom. */
+const TOGETHER = [
+  ['sslCert', 'sslCertKey'],
+  ['vaultCacheFile', 'vaultCacheKey'],
+  ['webhookGcpAudience', 'webhookGcpAccount'],
+  ['webhookAzureAudience', 'webhookAzureTenant']
+] as const satisfies readonly (readonly [Name, Name])[]
+
+function checkTogether(authored: Collected['authored'], problems: Problem[]): void {
+  for (const [one, other] of TOGETHER) {
+    const there = authored.get(one) ?? authored.get(other)
+    if (there === undefined || (authored.has(one) && authored.has(other))) continue
+    const { variable } = settingsTable[authored.has(one) ? other : one]
     problems.push(
-      problem('INVALID', lacking, `is not set, but ${there} is`, 'Set both or neither.')
-    )
-  } else if (!belongTogether(sslCert, sslCertKey)) {
-    problems.push(
-      problem(
-        'INVALID',
-        keyName,
-        `is not the key of ${certificateName}`,
-        'Give the key the certificate was made with.'
-      )
+      problem('INVALID', variable, `is not set, but ${there.variable} is`, 'Set both or neither.')
     )
   }
 }
 
-/** Settings that mean nothing without another: who may sign must be told, not only for whom. */
-function checkTogether(values: Values, problems: Problem[]): void {
-  for (const [name, other] of [
-    ['vaultCacheFile', 'vaultCacheKey'],
-    ['vaultCacheKey', 'vaultCacheFile'],
-    ['webhookGcpAudience', 'webhookGcpAccount'],
-    ['webhookGcpAccount', 'webhookGcpAudience'],
-    ['webhookAzureAudience', 'webhookAzureTenant'],
-    ['webhookAzureTenant', 'webhookAzureAudience']
-  ] as const) {
-    if (values[name] === undefined || values[other] !== undefined) continue
-    const { variable } = settingsTable[other]
-    const there = settingsTable[name].variable
-    problems.push(
-      problem('INVALID', variable, `is not set, but ${there} is`, 'Set both or neither.')
+function checkPair({ sslCert, sslCertKey }: Partial<Values>, problems: Problem[]): void {
+  if (sslCert === undefined || sslCertKey === undefined || belongTogether(sslCert, sslCertKey))
+    return
+  problems.push(
+    problem(
+      'INVALID',
+      settingsTable.sslCertKey.variable,
+      `is not the key of ${settingsTable.sslCert.variable}`,
+      'Give the key the certificate was made with.'
     )
-  }
+  )
 }
 
 /** What settings of clients need of each other. */
-function checkClients(values: Values, problems: Problem[], warnings: Problem[]): void {
+function checkClients(
+  values: Partial<Values>,
+  authored: Collected['authored'],
+  problems: Problem[],
+  warnings: Problem[]
+): void {
   const { sslVerifyClient, sslClientCertificate, realIpHeader, proxyListen } = settingsTable
-  if (values.sslVerifyClient !== 'off' && values.sslClientCertificate === undefined) {
+  const asks = values.sslVerifyClient === 'on' || values.sslVerifyClient === 'optional'
+  if (asks && !authored.has('sslClientCertificate')) {
     problems.push(
       problem(
         'INVALID',
@@ -770,8 +773,8 @@ function checkClients(values: Values, problems: Problem[], warnings: Problem[]):
     )
   }
   if (
-    values.realIpHeader.toLowerCase() === 'proxy_protocol' &&
-    !values.proxyListen.some(({ proxyProtocol }) => proxyProtocol)
+    values.realIpHeader?.toLowerCase() === 'proxy_protocol' &&
+    values.proxyListen?.every(({ proxyProtocol }) => !proxyProtocol)
   ) {
     warnings.push(
       problem(
@@ -812,16 +815,17 @@ function resolve(template: string, lookup: (reference: string) => string | undef
   return resolved.trimEnd()
 }
 
-/** What `read` gives; when it throws, a problem of the variable, and undefined. */
+/** What `read` gives; when it throws, problems of the variable, and undefined. */
 function attempt<T>(variable: string, problems: Problem[], read: () => T): T | undefined {
   try {
     return read()
   } catch (error) {
-    const { message: text, fix } = error as Partial<Misfit> & Error
-    // A malformed reference says what to write at its end.
-    const [, message = text, form = '{vault://VAULT/RESOURCE/KEY}'] =
-      /^(.*); write (.*)$/s.exec(text) ?? []
-    problems.push(problem('INVALID', variable, message, fix ?? `Write ${form}.`))
+    for (const { message: text, fix } of misfitsIn(error)) {
+      // A malformed reference says what to write at its end.
+      const [, message = text, form = '{vault://VAULT/RESOURCE/KEY}'] =
+        /^(.*); write (.*)$/s.exec(text) ?? []
+      problems.push(problem('INVALID', variable, message, fix ?? `Write ${form}.`))
+    }
     return undefined
   }
 }

@@ -119,6 +119,29 @@ t.test('the file that is named comes before what the environment says', async t 
   t.match(elsewhere, { code: 1, stderr: /not resolved offline/ })
 })
 
+t.test('a file that a vault names is checked with --resolve, and listed', async t => {
+  const env = { POSTERN_CONFIG: '{vault://env/where}', WHERE: file(VALID) }
+  const [found, listed, gone, text] = await Promise.all([
+    postern(['check', '--resolve'], env),
+    postern(['vault', 'list'], env),
+    postern(['check', '--resolve', '--json'], { POSTERN_CONFIG: env.POSTERN_CONFIG }),
+    postern(['check', '--resolve'], {
+      POSTERN_CONFIG_STRING: '{vault://env/where}',
+      WHERE: BROKEN
+    })
+  ])
+  t.match(found, {
+    code: 0,
+    stdout: /POSTERN_CONFIG .*\n.*valid, 1 services.* 1 references resolved/
+  })
+  t.match(listed, { code: 0, stdout: /POSTERN_CONFIG +env .* ok/ })
+  t.equal(gone.code, 1)
+  t.match(JSON.parse(gone.stdout).problems, [
+    { code: 'POSTERN_VAULT_ABSENT', place: { path: 'POSTERN_CONFIG' } }
+  ])
+  t.match(text, { code: 1, stderr: /POSTERN_CONFIG_STRING:5:5 services\[0\]\.retrys: unknown/ })
+})
+
 t.test('a broken file shows every error with its place, line and caret', async t => {
   const path = file(BROKEN)
   const { code, stdout, stderr } = await postern(['check', path])

@@ -201,6 +201,78 @@ await t.test('every problem is reported at once', async t => {
   ])
 })
 
+await t.test('every part of a value that is wrong is reported at once', async t => {
+  const told = (env: Environment): readonly string[] =>
+    problems(env).map(({ message }) => message.replace(/^\S+ /, ''))
+  t.same(
+    told({
+      POSTERN_PROXY_LISTEN:
+        '0.0.0.0:80000 fast http3, 127.0.0.1:1 ssl, nowhere, 127.0.0.1:2 backlog=x, 127.0.0.1:1'
+    }),
+    [
+      '"0.0.0.0:80000" is not an address',
+      '"fast" is not a flag of a listener',
+      '"http3" is not a flag of a listener',
+      '"nowhere" is not an address',
+      'has a backlog of x, which is not a number in range',
+      'names port 1 of 127.0.0.1 twice'
+    ]
+  )
+  for (const variable of [
+    'POSTERN_TRUSTED_IPS',
+    'POSTERN_DNS_RESOLVER',
+    'POSTERN_DNS_ORDER',
+    'POSTERN_STATUS_HOSTS',
+    'POSTERN_HEADERS'
+  ])
+    t.match(told({ [variable]: 'one:, two:, three:' }), [/one:/i, /two:/i, /three:/i], variable)
+  const value = 'hunter2, hunter3 quick'
+  const withheld = problems(
+    { POSTERN_PROXY_LISTEN: '{vault://env/x}' },
+    { '{vault://env/x}': value }
+  )
+  t.equal(withheld.length, 2, 'one for each thing to do')
+  t.notMatch(JSON.stringify(withheld), /hunter|quick/)
+})
+
+await t.test('what settings lack of each other is told at once, and before a vault is asked', t => {
+  const offline = (env: Environment): readonly string[] => {
+    try {
+      collectSettings(env)
+      return []
+    } catch (error) {
+      return (error as ConfigError).problems.map(({ message }) => message)
+    }
+  }
+  t.same(
+    offline({
+      POSTERN_WORKERS: 'many',
+      KONG_SSL_CERT: '{vault://fs/cert}',
+      POSTERN_VAULT_CACHE_FILE: '/var/cache/known',
+      POSTERN_WEBHOOK_AZURE_TENANT: 'tenant',
+      POSTERN_SSL_VERIFY_CLIENT: 'optional'
+    }),
+    [
+      'POSTERN_WORKERS is not a number in range',
+      'POSTERN_SSL_CERT_KEY is not set, but KONG_SSL_CERT is',
+      'POSTERN_VAULT_CACHE_KEY is not set, but POSTERN_VAULT_CACHE_FILE is',
+      'POSTERN_WEBHOOK_AZURE_AUDIENCE is not set, but POSTERN_WEBHOOK_AZURE_TENANT is',
+      'POSTERN_SSL_VERIFY_CLIENT asks for client certificates, but no authority is set'
+    ]
+  )
+  t.same(
+    offline({
+      POSTERN_SSL_CERT: '{vault://fs/cert}',
+      POSTERN_SSL_CERT_KEY: '{vault://fs/key}',
+      POSTERN_SSL_VERIFY_CLIENT: 'on',
+      POSTERN_SSL_CLIENT_CERTIFICATE: '{vault://fs/ca}'
+    }),
+    [],
+    'a reference is set'
+  )
+  t.end()
+})
+
 await t.test('values that are refused, and why', async t => {
   const cases: readonly (readonly [variable: string, value: string, reason: RegExp])[] = [
     ['PROXY_LISTEN', 'unix:postern.sock', /not the absolute path of a socket/],

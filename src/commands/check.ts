@@ -9,6 +9,7 @@ import {
   problemsOf,
   readConfig,
   resolveAll,
+  resolvedSource,
   unresolvedUses,
   withFileProblems
 } from '../resolve.ts'
@@ -31,7 +32,8 @@ export async function check(call: Call): Promise<number> {
     const source = withFile(env, words[0])
     const collected = await collect(source)
     vaults = openVaults(source, collected)
-    loaded = await readConfig(configSource(collected), vaults, !options.resolve)
+    const from = options.resolve ? await resolvedSource(collected, vaults) : configSource(collected)
+    loaded = await readConfig(from, vaults, !options.resolve)
     const warnings = [...collected.warnings, ...loaded.config.warnings]
     const uses = [...collected.references, ...loaded.config.uses]
     if (!options.resolve) {

@@ -1,8 +1,7 @@
 import { fingerprinter } from '../fingerprint.ts'
 import { redactor } from '../redaction.ts'
 import { renderTable } from '../report.ts'
-import { collect, openVaults, prepareSettings, readConfig } from '../resolve.ts'
-import { configSource } from '../settings.ts'
+import { collect, openVaults, prepareSettings, readConfig, resolvedSource } from '../resolve.ts'
 import { parseReference } from '../vault/reference.ts'
 import { ask } from './ask.ts'
 import { resolve } from './check.ts'
@@ -88,7 +87,7 @@ async function get({ env, options, output }: Call, word: string): Promise<number
 async function list({ env, options, output }: Call): Promise<number> {
   const collected = await collect(env)
   const vaults = openVaults(env, collected)
-  const loaded = await readConfig(configSource(collected), vaults)
+  const loaded = await readConfig(await resolvedSource(collected, vaults), vaults)
   try {
     const resolution = await resolve(collected, loaded)
     const rows = referenceRows(loaded, [...collected.references, ...loaded.config.uses], resolution)
