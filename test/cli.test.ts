@@ -59,38 +59,93 @@ function secrets(test: Test, values: Readonly<Record<string, string>>): string {
   return root
 }
 
-t.test('wrong usage is told with the usage, and is exit code 2', async t => {
-  const wrong = [
-    ['serve'],
-    ['check', '--resovle'],
-    ['check', 'a', 'b'],
-    ['vault', 'get'],
-    ['vault', 'forget', '--json'],
-    ['vault', 'list', '--reveal'],
-    ['reload', '--json'],
-    ['diff', 'a']
+t.test('wrong usage is told with how it is done, and is exit code 2', async t => {
+  const wrong: readonly (readonly [string, RegExp, RegExp])[] = [
+    [
+      'serve',
+      /^There is no command "serve"\.$/m,
+      /^ {2}postern start \[FILE\] .*postern diff OLD/ms
+    ],
+    ['chekc', /^There is no command "chekc"\. Did you mean check\?$/m, /postern COMMAND --help/],
+    ['help serve', /^There is no command "serve"\.$/m, /postern COMMAND --help/],
+    ['serve --help', /^There is no command "serve"\.$/m, /postern COMMAND --help/],
+    [
+      'check --resovle',
+      /^There is no option --resovle\. Did you mean --resolve\?$/m,
+      /postern check --help/
+    ],
+    [
+      'check -x',
+      /^There is no option -x\.$/m,
+      /^ {2}postern check \[FILE\] \[--resolve\] \[--json\]$/m
+    ],
+    ['check -c', /argument missing\.$/m, /postern check --help/],
+    ['check a b', /^"b" is one word too many\.$/m, /postern check --help/],
+    [
+      'vault',
+      /^vault needs one of get, list, refresh\.$/m,
+      /postern vault get .*postern vault refresh/s
+    ],
+    ['vault get', /^vault get needs a reference/m, /^ {2}postern vault get REFERENCE/m],
+    ['vault forget --json', /^vault needs one of get, list, refresh\.$/m, /postern vault --help/],
+    [
+      'vault list --reveal',
+      /^postern vault list takes no --reveal\.$/m,
+      /postern vault list --help/
+    ],
+    ['reload --json', /^postern reload takes no --json\.$/m, /postern reload --help/],
+    ['reload now', /^"now" is one word too many\.$/m, /postern reload --help/],
+    ['diff a', /^diff needs two files: OLD NEW\.$/m, /postern diff --help/]
   ]
-  const ended = await Promise.all(wrong.map(words => postern(words)))
-  for (const [index, { code, stdout, stderr }] of ended.entries()) {
-    t.equal(code, 2, wrong[index]!.join(' '))
+  for (const [words, message, usage] of wrong) {
+    const { code, stdout, stderr } = await postern(words.split(' '))
+    t.equal(code, 2, words)
+    t.match(stderr, message, words)
     t.match(stderr, /^Usage$/m)
+    t.match(stderr, usage, words)
     t.equal(stdout, '')
   }
-  t.match(ended[4]!.stderr, /^vault needs one of get, list, refresh\./)
-  t.match(ended[5]!.stderr, /^postern vault list takes no --reveal\./)
 })
 
-t.test('help and version', async t => {
-  const asked = [['help'], ['check', '-h'], []]
-  const [version, ...helps] = await Promise.all(
-    [['version'], ...asked].map(words => postern(words))
+t.test('help of all, and of each command: its options, exit codes and an example', async t => {
+  const { overview, version } = await helps()
+  t.match(version, { code: 0, stdout: /^\d+\.\d+\.\d+\n$/ })
+  for (const words of ['', '--help', 'help', '-h'])
+    t.same(await postern(words === '' ? [] : [words]), overview, words)
+  const names = [...overview.stdout.matchAll(/^ {2}postern ((?:vault )?[a-z]+)/gm)].map(
+    ([, name]) => name!
   )
-  for (const { code, stdout } of helps) {
-    t.equal(code, 0)
-    t.match(stdout, /postern check \[FILE\]/)
+  t.same(names.length, 11)
+  const pages = new Set<string>()
+  for (const name of names.filter(name => name !== 'help')) {
+    const { code, stdout } = await postern([...name.split(' '), '--help'])
+    t.equal(code, 0, name)
+    t.match(stdout, new RegExp(`^Usage\n {2}postern ${name}.*\n`, 'm'))
+    t.match(
+      stdout,
+      /^Options\n( {2}.*\n)+\nExit codes\n {2}0 .*\n( {2}.*\n)+\nExamples\n {2}.*postern /m
+    )
+    t.same(await postern(['help', ...name.split(' ')]), { code, stdout, stderr: '' })
+    const [, call] = /^Usage\n {2}(.*)$/m.exec(stdout)!
+    const options = /^Options\n((?: .*\n)+)/m.exec(stdout)![1]!
+    for (const [each] of call!.matchAll(/--[a-z]+|\b[A-Z]{3,}\b/g)) t.match(options, each, name)
+    t.ok(
+      stdout.split('\n').every(line => line.length <= 100),
+      `${name} fits a terminal`
+    )
+    pages.add(stdout)
   }
-  t.match(version!.stdout, /^\d+\.\d+\.\d+\n$/)
+  t.equal(pages.size, names.length - 1, 'each its own')
+  t.match(await postern(['vault', '--help']), {
+    code: 0,
+    stdout: /vault get .*vault list .*refresh/s
+  })
 })
+
+async function helps() {
+  const [overview, version] = await Promise.all([postern(['--help']), postern(['version'])])
+  return { overview, version }
+}
 
 t.test('a valid file passes offline, without asking a vault and without its settings', async t => {
   // Nothing listens there: asking would fail.

@@ -1,6 +1,7 @@
 import { globSync, readFileSync } from 'node:fs'
 import { basename, dirname, join, relative } from 'node:path'
 import t from 'tap'
+import { usages } from '../src/commands/usage.ts'
 import { loadConfig } from '../src/config.ts'
 import { plugins } from '../src/plugins/index.ts'
 import { kinds, unservedFields, unservedKinds } from '../src/schema/kinds.ts'
@@ -73,6 +74,19 @@ await t.test('the table of the environment is the table of the settings', async 
     return `| \`${row.variable}\` | ${kong} | ${standard} | ${row.doc.replaceAll('|', '\\|')} |`
   })
   t.same(documented, expected)
+})
+
+await t.test('the table of the commands has each command, called as its help says', async t => {
+  const table = rows(section('docs/operations.md', 'Commands')).map(([call]) =>
+    bare(call).replaceAll('\\|', '|')
+  )
+  const documented = table.filter(call => call.startsWith('postern '))
+  // Offline and online it is two things to know.
+  const split = documented.filter(call => call !== 'postern check --resolve [FILE] [--json]')
+  const expected = Object.values(usages).map(({ call }) =>
+    `postern ${call}`.replace(' [--resolve]', '')
+  )
+  t.same(split, expected)
 })
 
 interface FieldSchema {

@@ -4,49 +4,17 @@ import { ConfigError } from '../errors.ts'
 import { renderProblems } from '../report.ts'
 import type { Environment } from '../settings.ts'
 import { version } from '../version.ts'
-import { type Call, type Output, UsageError, withFile } from './command.ts'
+import { atMost, type Call, type Output, UsageError, withFile } from './command.ts'
+import { briefUsageOf, commandOf, usageOf, usages } from './usage.ts'
 
-const USAGE = `postern ${version}: an HTTP gateway whose configuration holds no secret
-
-Usage
-  postern start [FILE]                    serve (FILE: default config/postern.yaml)
-  postern check [FILE] [--resolve] [--json]
-                                          validate FILE offline; --resolve asks the vaults too
-  postern diff OLD NEW [--json]           what a change of the file changes
-  postern vault get REFERENCE [--reveal] [--json]
-                                          look a reference up; --reveal prints the value alone
-  postern vault list [--json]             every reference, where it stands and its state
-  postern vault refresh [PREFIX]          make the running gateway re-read its references
-  postern schema [plugin|vault NAME]      JSON Schema of a plugin or vault; names without NAME
-  postern reload                          make the running gateway load its file again
-  postern healthcheck                     0 when the running gateway is ready
-  postern version | help
-
--c FILE, --config FILE stands for POSTERN_CONFIG in every command.
-
-A fingerprint tells whether two values are the same: within one output, or everywhere under
-POSTERN_FINGERPRINT_KEY. vault get shows one under that key alone.
-
-Exit codes
-  0 done   1 the configuration, a reference or the gateway is not all right   2 wrong usage
-  diff: 0 equal   1 different   2 wrong usage, or a file that is not valid
-
-Settings are environment variables, POSTERN_CONFIG and others: docs/operations.md.
-`
-
-/** Options of each command, besides those that all take. */
-const OPTIONS: Readonly<Record<string, readonly string[]>> = {
-  start: [],
-  check: ['resolve', 'json'],
-  diff: ['json'],
-  'vault get': ['reveal', 'json'],
-  'vault list': ['json'],
-  'vault refresh': [],
-  schema: [],
-  reload: [],
-  healthcheck: [],
-  version: []
-}
+const OPTIONS = {
+  config: { type: 'string', short: 'c' },
+  resolve: { type: 'boolean' },
+  json: { type: 'boolean' },
+  reveal: { type: 'boolean' },
+  help: { type: 'boolean', short: 'h' }
+} as const
+/** Options that every command takes. */
 const COMMON_OPTIONS = ['config', 'help']
 
 /** Runs what a command line asks for; gives the exit code, and tells what is wrong. Never rejects. */
@@ -59,7 +27,7 @@ export async function main(
     return await run(argv, env, output)
   } catch (error) {
     if (error instanceof UsageError) {
-      output.tell(`${error.message}\n\n${USAGE}`)
+      output.tell(`${error.message}\n\n${briefUsageOf(argv.filter(word => !word.startsWith('-')))}`)
       return 2
     }
     if (error instanceof ConfigError) {
@@ -75,18 +43,21 @@ export async function main(
 
 // Each command loads what it needs: a health check runs every few seconds and must be light.
 async function run(argv: readonly string[], env: Environment, output: Output): Promise<number> {
-  const { values, positionals } = parse(argv)
+  const { values, positionals } = await parse(argv)
   const [command = 'help', ...words] = positionals
+  const asked = command === 'help' ? words : positionals
   if (values.help || command === 'help') {
-    output.out(USAGE)
+    if (asked.length > 0 && usageOf(asked) === usageOf([])) throw await unknownCommand(asked[0]!)
+    output.out(usageOf(asked))
     return 0
   }
-  const name = command === 'vault' && words[0] !== undefined ? `vault ${words[0]}` : command
-  const taken = OPTIONS[name]
-  const stray = Object.keys(values).find(
-    option => taken !== undefined && !taken.includes(option) && !COMMON_OPTIONS.includes(option)
-  )
-  if (stray !== undefined) throw new UsageError(`postern ${name} takes no --${stray}.`)
+  const name = commandOf(positionals)
+  if (name !== undefined) {
+    const stray = Object.keys(values).find(
+      option => !usages[name]!.call.includes(`--${option}`) && !COMMON_OPTIONS.includes(option)
+    )
+    if (stray !== undefined) throw new UsageError(`postern ${name} takes no --${stray}.`)
+  }
   const call: Call = { env: withFile(env, values.config), words, options: values, output }
   switch (command) {
     case 'start':
@@ -100,33 +71,42 @@ async function run(argv: readonly string[], env: Environment, output: Output): P
     case 'schema':
       return (await import('./schema.ts')).schema(call)
     case 'reload':
+      atMost(words, 0)
       return (await import('./ask.ts')).ask(call, 'POST', '/reload')
     case 'healthcheck':
+      atMost(words, 0)
       return (await import('./ask.ts')).ask(call, 'GET', '/status/ready')
     case 'version':
+      atMost(words, 0)
       output.out(version)
       return 0
     default:
-      throw new UsageError(`There is no command "${command}".`)
+      throw await unknownCommand(command)
   }
 }
 
-function parse(argv: readonly string[]) {
+async function parse(argv: readonly string[]) {
   try {
-    return parseArgs({
-      args: [...argv],
-      allowPositionals: true,
-      options: {
-        config: { type: 'string', short: 'c' },
-        resolve: { type: 'boolean' },
-        json: { type: 'boolean' },
-        reveal: { type: 'boolean' },
-        help: { type: 'boolean', short: 'h' }
-      }
-    })
+    return parseArgs({ args: [...argv], allowPositionals: true, options: OPTIONS })
   } catch (error) {
-    throw new UsageError((error as Error).message)
+    const { code, message } = error as NodeJS.ErrnoException
+    const [, name] = /'(--?[^']*)'/.exec(message) ?? []
+    if (code !== 'ERR_PARSE_ARGS_UNKNOWN_OPTION' || name === undefined)
+      throw new UsageError(`${message.split('. ')[0]!.replace(/\.$/, '')}.`)
+    const options = Object.keys(OPTIONS).map(option => `--${option}`)
+    throw new UsageError(`There is no option ${name}.${await meant(name, options)}`)
   }
+}
+
+async function unknownCommand(word: string): Promise<UsageError> {
+  const known = [...new Set(Object.keys(usages).map(name => name.split(' ')[0]!))]
+  return new UsageError(`There is no command "${word}".${await meant(word, known)}`)
+}
+
+async function meant(word: string, known: readonly string[]): Promise<string> {
+  const { nearest } = await import('../schema/validator.ts')
+  const near = nearest(word, known)
+  return near === undefined ? '' : ` Did you mean ${near}?`
 }
 
 /** The text problems stand in; undefined when it cannot be had. */
