@@ -202,8 +202,11 @@ await t.test('every example is valid, raises no warning, and is named by a page'
     t.ok(routes.length > 0, `${file} serves something`)
     t.ok(authored.includes(basename(file)), `${file} is named`)
     t.match(read(file), /^# /, `${file} begins with what it shows`)
-    for (const [, name, value] of read(file).matchAll(/^# {3}(POSTERN_\w+)=(.*)$/gm))
-      t.same(collectSettings({ [name!]: value }).warnings, [], `${file}: ${name}`)
+    for (const [block] of read(file).matchAll(/(?:^# {3}POSTERN_\w+=.*\n)+/gm)) {
+      const lines = block.matchAll(/(POSTERN_\w+)=(.*)/g)
+      const env = Object.fromEntries(Array.from(lines, ([, name, value]) => [name, value]))
+      t.same(collectSettings(env).warnings, [], `${file}: ${block}`)
+    }
   }
 })
 
