@@ -9,7 +9,9 @@ import { isMainThread, parentPort, Worker } from 'node:worker_threads'
 
 /** What the load saw. Latencies in milliseconds. */
 export interface OpenLoop {
+  /** Requests that count. */
   readonly sent: number
+  /** Of all that were sent. */
   readonly failed: number
   readonly p50: number
   readonly p99: number
@@ -20,6 +22,11 @@ export interface OpenLoop {
 const CONNECTIONS = 64
 /** Milliseconds between two looks at what is due. */
 const BEAT = 0.2
+/**
+ * Milliseconds of the same load before it counts: the program itself is compiled while it runs, and in
+ * its first tenths of a second it is what is late. They are more than one in a hundred of a short run.
+ */
+const WARM_UP = 1000
 /** Milliseconds that answers are waited for after the last request. */
 const LAST_ANSWERS = 5000
 
@@ -46,6 +53,8 @@ class Line {
   readonly #socket: Socket
   readonly #answered: (line: Line, latency: number, ok: boolean) => void
   #due = 0
+  /** How many requests were sent before the one it carries. */
+  number = 0
   #ok = false
   /** Bytes of the answer still to come; -1 before its head. */
   #left = -1
@@ -63,8 +72,9 @@ class Line {
     await once(this.#socket, 'connect')
   }
 
-  ask(due: number): void {
+  ask(due: number, number: number): void {
     this.#due = due
+    this.number = number
     this.#socket.write(REQUEST, 'latin1')
   }
 
@@ -100,18 +110,22 @@ async function measure(port: number, rate: number, seconds: number): Promise<Ope
   const latencies: number[] = []
   const lateness: number[] = []
   let failed = 0
+  let answers = 0
   /** Requests that are due and those sent, both since the beginning: one waits while they differ. */
   let due = 0
   let sent = 0
-  const total = Math.round(rate * seconds)
   const interval = 1000 / rate
+  const uncounted = Math.round(WARM_UP / interval)
+  const counted = Math.round(rate * seconds)
+  const total = uncounted + counted
   let began = 0
 
   const send = (): void => {
-    while (sent < due && idle.length > 0) idle.shift()!.ask(began + sent++ * interval)
+    while (sent < due && idle.length > 0) idle.shift()!.ask(began + sent * interval, sent++)
   }
   const answered = (line: Line, latency: number, ok: boolean): void => {
-    latencies.push(latency)
+    answers++
+    if (line.number >= uncounted) latencies.push(latency)
     if (!ok) failed++
     idle.push(line)
     send()
@@ -128,7 +142,7 @@ async function measure(port: number, rate: number, seconds: number): Promise<Ope
     metronome.on('message', () => {
       const now = performance.now()
       while (due < total && began + due * interval <= now) {
-        lateness.push(now - (began + due * interval))
+        if (due >= uncounted) lateness.push(now - (began + due * interval))
         due++
       }
       send()
@@ -137,16 +151,16 @@ async function measure(port: number, rate: number, seconds: number): Promise<Ope
   })
   await metronome.terminate()
   const end = performance.now() + LAST_ANSWERS
-  while (latencies.length < total && performance.now() < end) {
+  while (answers < total && performance.now() < end) {
     await new Promise(resolve => setTimeout(resolve, 10))
   }
-  const unanswered = total - latencies.length
-  // As long as they were waited for at least.
+  const unanswered = total - answers
+  // As long as they were waited for at least, whenever they were sent.
   latencies.push(...Array.from({ length: unanswered }, () => LAST_ANSWERS))
   const at = (values: readonly number[], part: number): number =>
     values.toSorted((a, b) => a - b)[Math.floor(values.length * part)] ?? 0
   return {
-    sent,
+    sent: sent - uncounted,
     failed: failed + unanswered,
     p50: at(latencies, 0.5),
     p99: at(latencies, 0.99),

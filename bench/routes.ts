@@ -78,12 +78,16 @@ async function throughput(peers: readonly Peer[]): Promise<readonly number[]> {
   return rates.map(median)
 }
 
-/** Writes all routes anew, each time under another service, until `until`; gives how often. */
-async function rewriting(peer: Peer, until: number): Promise<number> {
+/** Writes all routes anew, each time under another service, as long as `load` runs; gives how often. */
+async function rewriting(peer: Peer, load: Promise<unknown>): Promise<number> {
   const path = peer.command.at(-1)!
   const reloads = (): Promise<number> => metric(peer, 'postern_config_reloads_total{result="ok"}')
   let count = 0
-  while (performance.now() < until) {
+  let over = false
+  void load.finally(() => {
+    over = true
+  })
+  while (!over) {
     const before = await reloads()
     replace(path, config(ROUTES, `-${count}`))
     while ((await reloads()) === before) await new Promise(resolve => setTimeout(resolve, 100))
@@ -105,10 +109,8 @@ try {
   // A quarter of the most: one core has to carry the reload as well.
   const rate = among! / 4
   const before = await openLoop(many.port, rate, seconds, '/r0/')
-  const [busy, reloads] = await Promise.all([
-    openLoop(many.port, rate, seconds, '/r0/'),
-    rewriting(many, performance.now() + seconds * 1000)
-  ])
+  const during = openLoop(many.port, rate, seconds, '/r0/')
+  const [busy, reloads] = await Promise.all([during, rewriting(many, during)])
   console.log(
     `${alone!.toFixed(0)} /s with one route, ${among!.toFixed(0)} with ${ROUTES}; first answer after ${single.ready.toFixed(0)} and ${ready.toFixed(0)} ms; ` +
       `${reloads} reloads during ${rate.toFixed(0)} requests a second; p99 ${before.p99.toFixed(1)} ms before, ${busy.p99.toFixed(1)} meanwhile`
