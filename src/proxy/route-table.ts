@@ -11,11 +11,11 @@ import { hasConditions, keyHeader, present } from './route-conditions.ts'
 // thread built them anew while it served.
 
 /**
- * Words of a node: where its label stands in the text and how long that is, its list of candidates,
- * its list of headers, how many children it has. Then for each child, in this order, the first
- * character of its label and where it stands.
+ * Words of a node: the best rank of its candidates and those below, its list of candidates, its list
+ * of headers, how many children it has and how long its label is. Then for each child, in their order,
+ * the character that leads to it and where it stands; then the label: what must follow that character.
  */
-export const NODE = { label: 0, labelLength: 1, candidates: 2, headers: 3, childCount: 4, size: 5 }
+export const NODE = { best: 0, candidates: 1, headers: 2, childCount: 3, labelLength: 4, size: 5 }
 
 /**
  * Words of a candidate: a route at its place in the index, where host and literal path hold already.
@@ -193,7 +193,7 @@ class TableBuilder {
   async trees(trees: ReadonlyMap<string, Tree>): Promise<ReadonlyMap<string, number>> {
     const places = new Map<string, number>()
     await inSlices(trees, ([name, tree]) => {
-      places.set(name, this.#writer.length)
+      places.set(name, this.#writer.key(name))
       this.#tree(tree.length === 1 ? tree : tree.sort(byText))
     })
     return places
@@ -218,15 +218,16 @@ class TableBuilder {
     const branches = branchesOf(leaves, here, to, end)
     const node = writer.reserve(NODE.size + branches.length * 2)
     if (told !== 0) writer.set(told, node)
-    writer.set(node + NODE.label, writer.write(first.slice(depth, end)))
-    writer.set(node + NODE.labelLength, end - depth)
+    writer.set(node + NODE.best, bestRank(leaves, from, to))
     writer.set(node + NODE.childCount, branches.length)
+    writer.set(node + NODE.labelLength, end - depth)
+    writer.write(first.slice(depth, end))
     if (here > from) this.#candidates(node, leaves.slice(from, here))
     let start = here
     for (const [index, stop] of branches.entries()) {
       const at = node + NODE.size + index * 2
       writer.set(at, leaves[start]!.text.charCodeAt(end))
-      next.push({ from: start, to: stop, depth: end, told: at + 1 })
+      next.push({ from: start, to: stop, depth: end + 1, told: at + 1 })
       start = stop
     }
   }
@@ -261,7 +262,9 @@ class TableBuilder {
     for (const [index, name] of [...byName.keys()].entries()) writer.set(list + 1 + index, name)
     for (const [name, byValue] of byName) {
       for (const [value, candidates] of byValue) {
-        this.#byHeader.set(headerKey(node, name, value), this.#list(candidates))
+        const key = headerKey(node, name, value)
+        writer.key(key)
+        this.#byHeader.set(key, this.#list(candidates))
       }
     }
   }
@@ -306,6 +309,12 @@ class TableBuilder {
 /** By code units; leaves of the same text stay in their order. */
 function byText(a: Leaf, b: Leaf): number {
   return a.text < b.text ? -1 : a.text > b.text ? 1 : 0
+}
+
+function bestRank(leaves: readonly Leaf[], from: number, to: number): number {
+  let best = leaves[from]!.draft.rank
+  for (let i = from + 1; i < to; i++) best = Math.min(best, leaves[i]!.draft.rank)
+  return best
 }
 
 /** Where leaves with another character at `depth` begin, and where the last end. */

@@ -111,14 +111,17 @@ class Search {
     let node = root
     let depth = 0
     while (node !== 0) {
+      if (words[node + NODE.best]! >= this.#rank) return
       const length = words[node + NODE.labelLength]!
-      if (!sameText(text, words[node + NODE.label]!, length, path, depth)) return
+      const label = node + NODE.size + words[node + NODE.childCount]! * 2
+      if (!sameText(text, label, length, path, depth)) return
       depth += length
       this.#scan(words[node + NODE.candidates]!)
       const headers = words[node + NODE.headers]!
       if (headers !== 0) this.#scanByHeader(node, headers)
       if (depth === path.length) return
       node = childOf(words, node, path.charCodeAt(depth))
+      depth++
     }
   }
 
@@ -173,7 +176,7 @@ class Search {
   }
 }
 
-/** The child of a node whose label begins with a character; 0 for none. They are in order. */
+/** The child of a node that a character leads to; 0 for none. They are in order. */
 function childOf(words: Int32Array, node: number, char: number): number {
   let low = node + NODE.size
   let high = low + words[node + NODE.childCount]! * 2
@@ -214,7 +217,7 @@ export class Router {
     const { table } = this
     const { host, path } = input
     const search = new Search(this, input)
-    search.walk(table.anyHost)
+    // Routes of a host mostly beat those of any, among which nothing is looked for then.
     if (table.hosts !== 0) search.walk(lookUp(table, table.hosts, host))
     if (table.suffixes !== 0) {
       for (let dot = host.indexOf('.'); dot !== -1; dot = host.indexOf('.', dot + 1))
@@ -224,6 +227,7 @@ export class Router {
       for (let dot = host.indexOf('.'); dot !== -1; dot = host.indexOf('.', dot + 1))
         search.walk(lookUp(table, table.prefixes, host, 0, dot + 1))
     }
+    search.walk(table.anyHost)
     const { candidate, found } = search
     if (candidate === 0) return undefined
     const { words } = table
