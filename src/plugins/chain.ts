@@ -18,6 +18,12 @@ export interface Chain {
   readonly fixed: readonly Instance[] | undefined
 }
 
+/** A route by its place in the configuration, read when it is asked for. */
+export interface MatchedRoute {
+  readonly place: number
+  readonly route: Route
+}
+
 const EMPTY: Chain = { slots: [], fixed: [] }
 
 /** Priority descending, ties by name descending: the order of every phase. */
@@ -65,13 +71,15 @@ export class Chains {
     this.globals = compile(unscoped.filter(instance => instance.scope.consumerId === undefined))
   }
 
-  /** The chain of a route, which stands at `place` in the configuration. */
-  for(place: number, route: Route, service: Service | undefined): Chain {
-    let chain = this.#chains[place]
+  /** The chain of a route. */
+  for(matched: MatchedRoute, service: Service | undefined): Chain {
+    // One of thousands of places is one more that a request would have to wait for.
+    if (this.#byRoute.size === 0) return this.#ofService(service)
+    let chain = this.#chains[matched.place]
     if (chain === undefined) {
-      const onRoute = this.#byRoute.get(route.id)
+      const onRoute = this.#byRoute.get(matched.route.id)
       chain = onRoute === undefined ? this.#ofService(service) : this.#compile(service, onRoute)
-      this.#chains[place] = chain
+      this.#chains[matched.place] = chain
     }
     return chain
   }

@@ -21,7 +21,7 @@ import { ByteBlock } from './byte-block.ts'
 import { defaultMessage, errorBody, grpcStatus } from './failure.ts'
 import { normalizePath, splitTarget } from './path.ts'
 import { type Try, writeRecord } from './record.ts'
-import type { CompiledRoute } from './router.ts'
+import type { Match } from './router.ts'
 import type { ServiceUpstream } from './upstream.ts'
 
 export type RawRequest = IncomingMessage | Http2ServerRequest
@@ -320,9 +320,8 @@ export class HttpExchange implements Exchange {
   /** The protocol spoken; the version a request line claims does not tell. */
   readonly http2: boolean
   readonly options: ExchangeOptions
-  route: Route | undefined = undefined
-  /** The same with what requests need of it; set together. */
-  compiled: CompiledRoute | undefined = undefined
+  /** The route and what requests need of it; undefined until routing. */
+  match: Match | undefined = undefined
   service: Service | undefined = undefined
   consumer: Consumer | undefined = undefined
   credential: Credential | undefined = undefined
@@ -335,8 +334,6 @@ export class HttpExchange implements Exchange {
   /** Instances whose later phases run for this exchange. */
   selected: readonly Instance[] = []
   target: ServiceUpstream | undefined = undefined
-  /** Part of the path the route matched; undefined when it matched without a path. */
-  prefix: string | undefined = undefined
   affinity: string | undefined = undefined
   affinityCookie: string | undefined = undefined
   tries: Try[] = []
@@ -375,6 +372,10 @@ export class HttpExchange implements Exchange {
     this.options = options
     this.request = new Request(raw, target, options)
     this.upstream = new Upstream(this.request)
+  }
+
+  get route(): Route | undefined {
+    return this.match?.route
   }
 
   get notes(): Map<object, unknown> {

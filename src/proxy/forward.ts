@@ -103,7 +103,7 @@ export class Forward implements BorrowingHandler, Ending {
   ) {
     this.#exchange = exchange
     this.#owner = owner
-    this.#ahead = exchange.compiled?.responseBuffering === false ? 0 : READ_AHEAD
+    this.#ahead = exchange.match?.traits.responseBuffering === false ? 0 : READ_AHEAD
     const { upstream, raw } = exchange
     this.#held = upstream.body === undefined ? held : HeldBody.of(upstream.body)
     // Trailers stand only after chunks, so that a body with some is streamed.

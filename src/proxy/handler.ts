@@ -257,22 +257,19 @@ export class Handler implements ForwardOwner, GatheringOwner {
       exchange.error(404, 'no Route matched with those values')
       return
     }
-    exchange.compiled = match.compiled
-    exchange.route = match.route
-    exchange.service = match.service
-    exchange.prefix = match.prefix
+    const { service, upstreamPath } = match.traits
+    exchange.match = match
+    exchange.service = service
     request.captures = match.captures
-    if (match.service !== undefined) {
-      exchange.upstream.path = match.upstreamPath(request.path, match.prefix)
-    }
+    if (service !== undefined) exchange.upstream.path = upstreamPath(request.path, match.prefix)
   }
 
   /** Checks after the match whether the route may be used over this connection (entities of kind grpc too). */
   #checkProtocol(exchange: HttpExchange): void {
-    const { route, tlsOnly, grpc } = exchange.compiled!
     const { request } = exchange
-    if (tlsOnly) {
-      const status = route.https_redirect_status_code
+    const match = exchange.match!
+    if (match.traits.tlsOnly) {
+      const status = match.route.https_redirect_status_code
       const proto = request.trusted ? request.headers['x-forwarded-proto'] : undefined
       if ((proto ?? request.scheme) !== 'https') {
         if (status === 426) exchange.error(426, 'Please use HTTPS protocol', UPGRADE_TO_TLS)
@@ -281,7 +278,7 @@ export class Handler implements ForwardOwner, GatheringOwner {
         return
       }
     }
-    if (grpc) this.#checkGrpc(exchange, route.protocols)
+    if (match.traits.grpc) this.#checkGrpc(exchange, match.route.protocols)
   }
 
   #checkGrpc(exchange: HttpExchange, protocols: readonly string[]): void {
@@ -301,8 +298,7 @@ export class Handler implements ForwardOwner, GatheringOwner {
   }
 
   #access(exchange: HttpExchange): void | Promise<void> {
-    const { place, route, service } = exchange.compiled!
-    const chain = this.#servingOf(exchange).chains.for(place, route, service)
+    const chain = this.#servingOf(exchange).chains.for(exchange.match!, exchange.service)
     const selected = runAccess(chain, exchange, this.#hookFailed)
     if (selected instanceof Promise) {
       return selected.then(instances => {
@@ -358,19 +354,20 @@ export class Handler implements ForwardOwner, GatheringOwner {
   // ForwardOwner
 
   upstreamHeaders(exchange: HttpExchange, peer: Peer, bodyLength: number | undefined): string[] {
-    const { request, upstream, compiled } = exchange
+    const { request, upstream } = exchange
+    const { traits, prefix } = exchange.match!
     const { ownHeaders } = this.#options
     return buildUpstreamHeaders({
       rawHeaders: request.rawHeaders,
       edits: upstream.edits,
-      host: compiled!.preserveHost ? request.authority : peer.authority,
+      host: traits.preserveHost ? request.authority : peer.authority,
       clientIp: request.clientIp,
       remoteAddress: request.remoteAddress,
       scheme: request.scheme,
       forwardedHost: request.host,
       port: exchange.options.listener.port,
       rawPath: request.rawPath,
-      prefix: compiled!.stripPath && exchange.prefix !== '/' ? exchange.prefix : undefined,
+      prefix: traits.stripPath && prefix !== '/' ? prefix : undefined,
       trusted: request.trusted,
       httpVersion: request.httpVersion,
       requestId: ownHeaders.upstreamRequestId ? exchange.id : undefined,
@@ -718,11 +715,11 @@ function hasBody({ raw, upgrade }: HttpExchange): boolean {
  * comes, so calls stream whatever the route says.
  */
 function gathers(exchange: HttpExchange): boolean {
-  const { route, service, upstream } = exchange
+  const { match, service, upstream } = exchange
   return (
     upstream.body === undefined &&
     hasBody(exchange) &&
-    route!.request_buffering &&
+    match!.traits.requestBuffering &&
     !service!.protocol.startsWith('grpc')
   )
 }

@@ -33,7 +33,37 @@ export const CANDIDATE = {
   pattern: 4,
   /** 1 when the route demands more than host, port and path. */
   conditions: 5,
-  size: 6
+  /** Place of its traits among those of the table. */
+  traits: 6,
+  size: 7
+}
+
+/**
+ * What every request needs of its route. Routes that agree in it share one: of each of thousands as an
+ * object of its own, requests waited for memory.
+ */
+export interface RouteTraits {
+  readonly serviceId: string | undefined
+  readonly stripPath: boolean
+  readonly preserveHost: boolean
+  readonly requestBuffering: boolean
+  readonly responseBuffering: boolean
+  /** Whether it is served over TLS alone. */
+  readonly tlsOnly: boolean
+  readonly grpc: boolean
+}
+
+function traitsOf(route: Route): RouteTraits {
+  const { protocols } = route
+  return {
+    serviceId: route.service?.id,
+    stripPath: route.strip_path,
+    preserveHost: route.preserve_host,
+    requestBuffering: route.request_buffering,
+    responseBuffering: route.response_buffering,
+    tlsOnly: protocols.includes('https') && !protocols.includes('http'),
+    grpc: protocols.includes('grpc') || protocols.includes('grpcs')
+  }
 }
 
 /** Routes compiled into indexes. Plain data; threads share what is large. */
@@ -50,6 +80,7 @@ export interface RouteTable extends FlatTable {
   readonly headers: number
   /** Names of the headers that lists of them tell by their places here. */
   readonly headerNames: readonly string[]
+  readonly traits: readonly RouteTraits[]
 }
 
 /** What stands for a value of a header, by the place of its name, at a node. */
@@ -106,6 +137,7 @@ interface Draft {
   readonly priority: number
   readonly literals: readonly Literal[]
   readonly conditions: boolean
+  readonly traits: number
   /** Its place among all when they are in order. */
   rank: number
 }
@@ -128,7 +160,7 @@ function priority(route: Route, regex: boolean, prefixLength: number): number {
   return byKind * 2 ** 33 + byPath
 }
 
-function draftsOf(route: Route, place: number): readonly Draft[] {
+function draftsOf(route: Route, place: number, traits: number): readonly Draft[] {
   const paths = route.paths ?? []
   const conditions = hasConditions(route)
   const draft = (regex: boolean, length: number, literals: readonly Literal[]): Draft => ({
@@ -137,6 +169,7 @@ function draftsOf(route: Route, place: number): readonly Draft[] {
     priority: priority(route, regex, length),
     literals,
     conditions,
+    traits,
     rank: 0
   })
   if (paths.length === 0) return [draft(false, 0, ANY_PATH)]
@@ -290,6 +323,7 @@ class TableBuilder {
       writer.set(at + CANDIDATE.prefixLength, literal.prefixLength)
       writer.set(at + CANDIDATE.pattern, literal.pattern)
       writer.set(at + CANDIDATE.conditions, Number(draft.conditions))
+      writer.set(at + CANDIDATE.traits, draft.traits)
       at += CANDIDATE.size
     }
     return list
@@ -344,12 +378,24 @@ export async function compileRoutes(
   services: ReadonlyMap<string, Service>
 ): Promise<RouteTable> {
   const drafts: Draft[] = []
+  const traits: RouteTraits[] = []
+  const traitsByKey = new Map<string, number>()
+  const traitsPlace = (route: Route): number => {
+    const found = traitsOf(route)
+    const key = Object.values(found).join(' ')
+    let place = traitsByKey.get(key)
+    if (place === undefined) {
+      place = traits.push(found) - 1
+      traitsByKey.set(key, place)
+    }
+    return place
+  }
   await inSlices(routes.keys(), place => {
     const route = routes[place]!
     const { service, protocols } = route
     if (service !== undefined && services.get(service.id)?.enabled === false) return
     if (!protocols.some(protocol => HTTP_PROTOCOLS.has(protocol))) return
-    drafts.push(...draftsOf(route, place))
+    drafts.push(...draftsOf(route, place, traitsPlace(route)))
   })
   drafts.sort((a, b) => b.priority - a.priority || (a.route.id < b.route.id ? -1 : 1))
   const any: Tree = []
@@ -385,5 +431,5 @@ export async function compileRoutes(
   const suffixes = builder.index(await builder.trees(bySuffix))
   const prefixes = builder.index(await builder.trees(byPrefix))
   const anyHost = all.get('') ?? 0
-  return builder.finish({ count: routes.length, anyHost, hosts, suffixes, prefixes })
+  return builder.finish({ count: routes.length, anyHost, hosts, suffixes, prefixes, traits })
 }

@@ -9,7 +9,7 @@ import {
   conditionsHold,
   isNamed
 } from './route-conditions.ts'
-import { CANDIDATE, headerKey, NODE, type RouteTable } from './route-table.ts'
+import { CANDIDATE, headerKey, NODE, type RouteTable, type RouteTraits } from './route-table.ts'
 
 /** The facts of a request that routing looks at. */
 export interface MatchInput extends ConditionsInput {
@@ -19,16 +19,42 @@ export interface MatchInput extends ConditionsInput {
   readonly path: string
 }
 
-export interface Match {
-  readonly compiled: CompiledRoute
-  readonly route: Route
+/** The traits of a route with what they name. */
+export interface Traits extends RouteTraits {
   readonly service: Service | undefined
+  /** How the route joins its service's path with the request's. */
+  readonly upstreamPath: UpstreamPath
+}
+
+/** The route of a request. */
+export class Match {
+  readonly traits: Traits
+  /** The route's place in the configuration. */
+  readonly place: number
   /** The part of the path that matched; undefined when the route matched without a path. */
   readonly prefix: string | undefined
   /** Numbered and named groups; undefined when the pattern has none. */
   readonly captures: Readonly<Record<string, string>> | undefined
-  /** How the route joins its service's path with the request's. */
-  readonly upstreamPath: UpstreamPath
+  readonly #router: Router
+
+  constructor(
+    router: Router,
+    traits: Traits,
+    place: number,
+    prefix: string | undefined,
+    captures: Readonly<Record<string, string>> | undefined
+  ) {
+    this.#router = router
+    this.traits = traits
+    this.place = place
+    this.prefix = prefix
+    this.captures = captures
+  }
+
+  /** The route itself, which is read when it is first asked for. */
+  get route(): Route {
+    return this.#router.compiled(this.place).route
+  }
 }
 
 interface PatternTest {
@@ -36,38 +62,14 @@ interface PatternTest {
   readonly hasGroups: boolean
 }
 
-/** What requests need of a route, in one place: each may be for another of thousands. */
-export class CompiledRoute {
-  /** The route's place in the configuration. */
-  readonly place: number
+/** A route with what is compiled of it, for those that need more than its traits. */
+class CompiledRoute {
   readonly route: Route
-  readonly service: Service | undefined
-  readonly upstreamPath: UpstreamPath
-  readonly stripPath: boolean
-  readonly preserveHost: boolean
-  readonly responseBuffering: boolean
-  /** Whether it is served over TLS alone. */
-  readonly tlsOnly: boolean
-  readonly grpc: boolean
   #conditions: Conditions | undefined = undefined
   #patterns: PatternTest[] | undefined = undefined
 
-  constructor(
-    place: number,
-    route: Route,
-    service: Service | undefined,
-    upstreamPath: UpstreamPath
-  ) {
-    const { protocols } = route
-    this.place = place
+  constructor(route: Route) {
     this.route = route
-    this.service = service
-    this.upstreamPath = upstreamPath
-    this.stripPath = route.strip_path
-    this.preserveHost = route.preserve_host
-    this.responseBuffering = route.response_buffering
-    this.tlsOnly = protocols.includes('https') && !protocols.includes('http')
-    this.grpc = protocols.includes('grpc') || protocols.includes('grpcs')
   }
 
   get conditions(): Conditions {
@@ -197,8 +199,7 @@ export class Router {
   readonly #routeAt: (place: number) => Route
   readonly #services: ReadonlyMap<string, Service>
   readonly #compiled: (CompiledRoute | undefined)[]
-  /** Shared by routes with the same service's path. */
-  readonly #upstreamPaths = new Map<string, UpstreamPath>()
+  readonly #traits: (Traits | undefined)[]
 
   /** `routeAt` gives a route of those the table was compiled from, by its place among them. */
   constructor(
@@ -208,6 +209,7 @@ export class Router {
   ) {
     this.table = table
     this.#compiled = new Array(table.count)
+    this.#traits = new Array(table.traits.length)
     this.#routeAt = routeAt
     this.#services = services
   }
@@ -231,41 +233,47 @@ export class Router {
     const { candidate, found } = search
     if (candidate === 0) return undefined
     const { words } = table
-    const compiled = this.compiled(words[candidate + CANDIDATE.route]!)
-    const { route, service, upstreamPath } = compiled
+    const place = words[candidate + CANDIDATE.route]!
     let prefix: string | undefined
     let captures: Readonly<Record<string, string>> | undefined
     if (found !== null) {
       prefix = encodePath(found[0])
-      if (compiled.pattern(words[candidate + CANDIDATE.pattern]!).hasGroups)
-        captures = capturesOf(found)
+      const { hasGroups } = this.compiled(place).pattern(words[candidate + CANDIDATE.pattern]!)
+      if (hasGroups) captures = capturesOf(found)
     } else if (words[candidate + CANDIDATE.prefixLength] !== -1) {
       prefix = path.slice(0, words[candidate + CANDIDATE.prefixLength])
     }
-    return { compiled, route, service, upstreamPath, prefix, captures }
+    return new Match(
+      this,
+      this.#traitsAt(words[candidate + CANDIDATE.traits]!),
+      place,
+      prefix,
+      captures
+    )
   }
 
   /** The route that stands at a place in the configuration. */
   compiled(place: number): CompiledRoute {
     let compiled = this.#compiled[place]
     if (compiled === undefined) {
-      const route = this.#routeAt(place)
-      const service = route.service === undefined ? undefined : this.#services.get(route.service.id)
-      compiled = new CompiledRoute(place, route, service, this.#upstreamPath(route, service))
+      compiled = new CompiledRoute(this.#routeAt(place))
       this.#compiled[place] = compiled
     }
     return compiled
   }
 
-  #upstreamPath({ strip_path }: Route, service: Service | undefined): UpstreamPath {
-    const key = `${strip_path} ${service?.path ?? ''}`
-    let path = this.#upstreamPaths.get(key)
-    if (path === undefined) {
+  #traitsAt(place: number): Traits {
+    let traits = this.#traits[place]
+    if (traits === undefined) {
+      const known = this.table.traits[place]!
+      const service =
+        known.serviceId === undefined ? undefined : this.#services.get(known.serviceId)
       // Always v0: the format honours `path_handling: v1` only in a flavour this router is not.
-      path = compileUpstreamPath(service?.path, strip_path, 'v0')
-      this.#upstreamPaths.set(key, path)
+      const upstreamPath = compileUpstreamPath(service?.path, known.stripPath, 'v0')
+      traits = { ...known, service, upstreamPath }
+      this.#traits[place] = traits
     }
-    return path
+    return traits
   }
 }
 

@@ -66,3 +66,37 @@ await t.test('threads share the memory of routes and their table, and find the s
   }
   t.same(read, [...routes.keys()], 'each is read once, with the first request for it')
 })
+
+await t.test(
+  'routes that agree in their traits share them, and are not read for a match',
+  async t => {
+    const plain = Array.from({ length: 90 }, (_, i) => ({
+      ...routes[0]!,
+      id: `r${i}`,
+      hosts: undefined,
+      headers: undefined,
+      paths: [`/p${i}/`],
+      strip_path: i % 3 === 0,
+      protocols: i % 3 === 1 ? ['https'] : ['http', 'https']
+    })) as unknown as Route[]
+    const table = await compileRoutes(plain, new Map())
+    t.equal(table.traits.length, 3)
+    const router = new Router(
+      table,
+      place => {
+        throw new Error(`route ${place} was read`)
+      },
+      new Map()
+    )
+    const facts = { method: 'GET', host: 'h', port: 80, rawHeaders: [], sni: undefined }
+    const found = plain.map((_, i) => router.match({ ...facts, path: `/p${i}/a` })!)
+    for (const [i, { place, traits, prefix }] of found.entries()) {
+      t.equal(place, i)
+      t.equal(prefix, `/p${i}/`)
+      t.equal(traits, found[i % 3]!.traits)
+      t.equal(traits.stripPath, i % 3 === 0)
+      t.equal(traits.tlsOnly, i % 3 === 1)
+    }
+    t.throws(() => found[0]!.route, { message: 'route 0 was read' })
+  }
+)

@@ -166,7 +166,7 @@ await t.test('what a match tells', async t => {
   const match = regex.match(input({ path: '/v1/%C3%BC%20/y' }))!
   t.equal(match.prefix, '/v1/%C3%BC%20', 'as the request has it')
   t.same({ ...match.captures }, { 1: '1', 2: 'ü ', name: 'ü ' })
-  t.equal(match.upstreamPath('/v1/%C3%BC%20/y', match.prefix), '/y')
+  t.equal(match.traits.upstreamPath('/v1/%C3%BC%20/y', match.prefix), '/y')
   t.equal((await router({ paths: ['~/v\\d'] })).match(input({ path: '/v1' }))!.captures, undefined)
 })
 
@@ -176,8 +176,8 @@ await t.test('services: disabled ones have no routes, paths are joined with thei
   const found = (await compileRouter(routes, new Map([['s', service]]))).match(
     input({ path: '/a/b' })
   )!
-  t.equal(found.service, service)
-  t.equal(found.upstreamPath('/a/b', found.prefix), '/base/b')
+  t.equal(found.traits.service, service)
+  t.equal(found.traits.upstreamPath('/a/b', found.prefix), '/base/b')
   const disabled = new Map([['s', { ...service, enabled: false }]])
   t.equal((await compileRouter(routes, disabled)).match(input({ path: '/a/b' })), undefined)
 })
