@@ -1,4 +1,5 @@
 import { isDeepStrictEqual } from 'node:util'
+import { VaultUnreachable } from '../errors.ts'
 import type { Backend, BackendEnvironment, BackendType, Fetched } from './backend.ts'
 import type { Resource, Source } from './cache.ts'
 import { type Gate, outcomeOf } from './gate.ts'
@@ -14,7 +15,9 @@ export interface LiveSettings {
 
 /** Least milliseconds between two readings of a vault's own settings because it refused a call. */
 const CREDENTIALS_PAUSE = 1000
-/** Milliseconds a first opening may take before it counts as part of a read. */
+/** Milliseconds that what the settings come from may take before it counts as part of a read. */
+const SETTINGS_TIMEOUT = 30_000
+/** Milliseconds after which an opening has failed, so that another may be tried. */
 const OPENING_TIMEOUT = 30_000
 
 /** Resolves when the work ends or the time is over; until then the process does not end for lack of work. */
@@ -27,6 +30,22 @@ async function waited(work: Promise<unknown>, milliseconds: number): Promise<voi
   )
   await over.promise
   clearTimeout(timer)
+}
+
+/** A backend that opens in time; one that comes later is closed. */
+async function inTime(opening: Backend | Promise<Backend>): Promise<Backend> {
+  const late = Promise.withResolvers<never>()
+  const timer = setTimeout(() => {
+    late.reject(new Error(`it was not opened within ${OPENING_TIMEOUT / 1000} s`))
+    void Promise.resolve(opening)
+      .then(backend => backend.close?.())
+      .catch(() => {})
+  }, OPENING_TIMEOUT).unref()
+  try {
+    return await Promise.race([opening, late.promise])
+  } finally {
+    clearTimeout(timer)
+  }
 }
 
 /** One opening of a vault's backend. */
@@ -139,19 +158,27 @@ export class OpenVault implements Source {
     let opening: Opening | undefined
     const attempt = async (): Promise<T | undefined> => {
       await this.#libraries.loaded()
-      // Opening may read what the settings come from, and is no part of what a read may take.
-      const first = this.#opened === undefined ? this.#ready() : undefined
-      if (first !== undefined) await waited(first, OPENING_TIMEOUT)
-      return this.#gate.run(
+      // What the settings come from has time-outs of its own, and is no part of what a read may take.
+      if (this.#opened === undefined) await waited(this.#settingsRead(), SETTINGS_TIMEOUT)
+      let late = false
+      const read = this.#gate.run(
         operation,
         resource,
         timeout,
         async signal => {
-          opening = await (first ?? this.#ready())
+          opening = undefined
+          signal.addEventListener('abort', () => {
+            late = opening === undefined
+          })
+          opening = await this.#ready()
           return opening.use(backend => call(backend, signal))
         },
         begun
       )
+      return read.catch(error => {
+        if (!late) throw error
+        throw new VaultUnreachable(resource, `it was not opened within ${timeout} s`)
+      })
     }
     try {
       return await attempt()
@@ -187,8 +214,12 @@ export class OpenVault implements Source {
     return this.#opening
   }
 
+  #settingsRead(): Promise<unknown> {
+    return Promise.all(this.#settings.dependencies.map(resource => resource.load()))
+  }
+
   async #open(): Promise<Opening> {
-    await Promise.all(this.#settings.dependencies.map(resource => resource.load()))
+    await this.#settingsRead()
     const old = this.#opened
     let config: Readonly<Record<string, unknown>>
     try {
@@ -200,7 +231,7 @@ export class OpenVault implements Source {
       throw error
     }
     try {
-      const backend = await this.#type.open(config, this.#environment)
+      const backend = await inTime(this.#type.open(config, this.#environment))
       const opened = new Opening(backend, config)
       this.#opened = opened
       for (const watch of this.#watches) this.#attach(watch)

@@ -1,7 +1,7 @@
 import t from 'tap'
 import { SecretMalformed, VaultDenied, VaultThrottled, VaultUnreachable } from '../../src/errors.ts'
 import type { VaultEntity } from '../../src/schema/entities.ts'
-import type { BackendType } from '../../src/vault/backend.ts'
+import type { Backend, BackendType } from '../../src/vault/backend.ts'
 import { envBackend } from '../../src/vault/backends/env.ts'
 import type { Reference } from '../../src/vault/reference.ts'
 import type { VaultSet } from '../../src/vault/vaults.ts'
@@ -131,6 +131,29 @@ await t.test('a vault that never answers is given up, and then left alone', asyn
   t.equal(standing(set, reference('scripted/n19')), 'unreachable')
   t.ok(script.calls.length < 20, `${script.calls.length} calls for 20 resources`)
   t.ok(events.every(outcome => outcome === 'unreachable'))
+  await vaults.close()
+})
+
+await t.test('a vault that does not open costs a read its time-out, and no more', async t => {
+  const hanging = scriptedBackend('hanging')
+  const quick = scriptedBackend('quick')
+  const opened = Promise.withResolvers<Backend>()
+  const { vaults } = vaultsOn([{ ...hanging.type, open: () => opened.promise }, quick.type], {
+    timeout: 0.2
+  })
+  hanging.answers.set('a', { value: 'a' })
+  quick.answers.set('b', { value: 'b' })
+  const set = vaults.prepare([])
+  const [hung, sound] = [reference('hanging/a'), reference('quick/b')]
+  await set.load([hung, sound])
+  t.equal(standing(set, sound), 'b')
+  t.match(set.outcome(hung.text), {
+    state: 'unreachable',
+    message: /it was not opened within 0.2 s/
+  })
+  opened.resolve(await hanging.type.open({}, { env: {}, log: { info() {}, warn() {} } }))
+  await set.load([hung])
+  t.equal(standing(set, hung), 'a', 'and it heals once it opened')
   await vaults.close()
 })
 

@@ -1,6 +1,7 @@
 import { readFile } from 'node:fs/promises'
 import { SecretMalformed, VaultDenied, VaultThrottled, VaultUnreachable } from '../../../errors.ts'
 import { networkFailure } from '../network-failure.ts'
+import { SharedCall } from '../shared-call.ts'
 import { Transport, type TransportAnswer } from '../transport.ts'
 import type { ConjurSettings } from './settings.ts'
 
@@ -22,7 +23,7 @@ export class ConjurClient {
   readonly #transport: Transport
   readonly #base: string
   #token: Token | undefined
-  #login: Promise<Token> | undefined
+  readonly #logins = new SharedCall<Token>()
 
   constructor(settings: ConjurSettings, env: Readonly<Record<string, string | undefined>>) {
     this.#settings = settings
@@ -71,10 +72,7 @@ export class ConjurClient {
     if (this.#token !== undefined && performance.now() - this.#token.obtainedAt < TOKEN_RENEWAL) {
       return this.#token
     }
-    this.#login ??= this.#authenticate(resource, signal).finally(() => {
-      this.#login = undefined
-    })
-    this.#token = await this.#login
+    this.#token = await this.#logins.join(wanted => this.#authenticate(resource, wanted), signal)
     return this.#token
   }
 

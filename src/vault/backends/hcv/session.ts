@@ -1,10 +1,11 @@
 import type { BackendEnvironment } from '../../backend.ts'
+import { SharedCall } from '../shared-call.ts'
 import { untilAborted } from '../until-aborted.ts'
 import type { Answer, VaultClient } from './client.ts'
 import { classify, classifyLogin, VaultAnswerError } from './failure.ts'
 import type { Login } from './login.ts'
 
-/** Milliseconds one call outside a read may take: a login, a renewal, a look at the own token. */
+/** Milliseconds a renewal or a login may take that no read waits for. */
 const CALL_TIMEOUT = 10_000
 const REVOKE_TIMEOUT = 2000
 /** Milliseconds until a refused login is tried again, and a token is doubted again in vain. */
@@ -43,7 +44,7 @@ export class Session {
   readonly #address: string
   readonly #closing = new AbortController()
   #token: Token | undefined
-  #pending: Promise<Token> | undefined
+  readonly #logins = new SharedCall<Token>()
   #timer: NodeJS.Timeout | undefined
   #refusal: { readonly error: Error; readonly until: number } | undefined
   #doubtAgainAt = 0
@@ -125,24 +126,21 @@ export class Session {
     if (token !== undefined && (performance.now() < token.endsAt || !this.#login.repeatable)) {
       return token
     }
-    return untilAborted(this.#logIn(), signal)
+    return this.#logIn(signal)
   }
 
-  /** Logs in, once however many ask. */
-  #logIn(): Promise<Token> {
+  /** Logs in, once however many ask, for as long as the most patient of them waits. */
+  #logIn(signal: AbortSignal): Promise<Token> {
     if (this.#refusal !== undefined && performance.now() < this.#refusal.until) {
       return Promise.reject(this.#refusal.error)
     }
-    this.#pending ??= this.#loggedIn().finally(() => {
-      this.#pending = undefined
-    })
-    return this.#pending
+    return this.#logins.join(wanted => this.#loggedIn(wanted), signal)
   }
 
-  async #loggedIn(): Promise<Token> {
+  async #loggedIn(wanted: AbortSignal): Promise<Token> {
     try {
       await this.#client.renewTls()
-      const signal = this.#bounded()
+      const signal = AbortSignal.any([wanted, this.#closing.signal])
       const token = tokenOf(await untilAborted(this.#login.perform(this.#client, signal), signal))
       this.#refusal = undefined
       this.#take(token)
@@ -184,7 +182,7 @@ export class Session {
         return
       }
       if (this.#login.repeatable) {
-        await this.#logIn()
+        await this.#logIn(this.#bounded())
         return
       }
       this.#log.warn(

@@ -1,3 +1,5 @@
+import { once } from 'node:events'
+import { type AddressInfo, createServer, type Socket } from 'node:net'
 import t from 'tap'
 import { until } from '../../../harness.ts'
 import { appRole, folder, opener } from '../../hcv/scenarios.ts'
@@ -65,6 +67,35 @@ void t.test('a login that hangs holds nobody beyond his own patience', { buffere
   // Healing ends the connections held back, and with them the login under way.
   await vault.fault(undefined)
   t.ok(await until(() => fetch('app').catch(() => undefined), 'the next login succeeds'))
+})
+
+void t.test('a login that hangs ends with the last who waits for it', { buffered }, async t => {
+  let connections = 0
+  const open = new Set<Socket>()
+  const hole = createServer(socket => {
+    connections++
+    open.add(socket)
+    socket
+      .on('error', () => {})
+      .on('close', () => open.delete(socket))
+      .resume()
+  }).listen(0, '127.0.0.1')
+  await once(hole, 'listening')
+  t.teardown(() => hole.close())
+  const { port } = hole.address() as AddressInfo
+  const { backend } = await opener(t).open({
+    port,
+    auth_method: 'userpass',
+    userpass_username: 'ada',
+    userpass_password: 'canary'
+  })
+  for (const nth of [1, 2]) {
+    await t.rejects(backend.fetch('app', undefined, AbortSignal.timeout(500)), {
+      code: 'POSTERN_VAULT_UNREACHABLE'
+    })
+    t.equal(connections, nth, 'each read makes a login of its own')
+  }
+  await until(() => open.size === 0, 'no login goes on')
 })
 
 void t.test('a login whose answer holds no token', { buffered }, async t => {
