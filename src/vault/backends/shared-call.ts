@@ -14,7 +14,8 @@ export class SharedCall<T> {
   /** What the call under way comes to, begun by `start` when there is none. */
   async join(start: (signal: AbortSignal) => Promise<T>, signal: AbortSignal): Promise<T> {
     signal.throwIfAborted()
-    const call = (this.#underWay ??= this.#begin(start))
+    this.#underWay ??= this.#begin(start)
+    const call = this.#underWay
     call.waiting++
     const givenUp = Promise.withResolvers<never>()
     const giveUp = (): void => {
