@@ -118,7 +118,7 @@ export class Credentials {
 }
 
 /** What a failure to get a token comes to. Messages of the library may quote what was answered. */
-function refusal(error: unknown): Error {
+export function refusal(error: unknown): Error {
   const { code: coded, response } = error as {
     code?: unknown
     response?: { readonly status: number; readonly data?: { readonly error?: unknown } }

@@ -1,17 +1,14 @@
 import { createHash, createHmac, type Hash, type Hmac } from 'node:crypto'
-import { VaultUnreachable } from '../../../errors.ts'
+import { createCredentials, importCredentials } from '../aws/credentials.ts'
+import { classify } from '../aws/failure.ts'
+import { Handler } from '../aws/handler.ts'
 import { type LoginContext, type LoginRequest, loginPath } from './login.ts'
 import type { HcvSettings } from './settings.ts'
 import { inquire } from './third-party.ts'
 
 const LOGIN_PATH = '/v1/auth/aws/login'
 const METADATA_HOST = 'http://169.254.169.254'
-const SESSION_NAME = 'postern'
 const IDENTITY_CALL = 'Action=GetCallerIdentity&Version=2011-06-15'
-
-type Signature = typeof import('@smithy/signature-v4')
-type Providers = typeof import('@aws-sdk/credential-providers')
-type Credentials = ReturnType<Providers['fromNodeProviderChain']>
 
 /** Logs in as this EC2 instance, by its signed identity document and the nonce of its first login. */
 export async function ec2Login({ settings, env, signal }: LoginContext): Promise<LoginRequest> {
@@ -35,17 +32,20 @@ export async function ec2Login({ settings, env, signal }: LoginContext): Promise
 }
 
 /** What signs requests to AWS, and where it takes credentials from. */
-export function importSigner(): Promise<[Signature, Providers]> {
-  return Promise.all([import('@smithy/signature-v4'), import('@aws-sdk/credential-providers')])
+export function importSigner(): Promise<unknown> {
+  return Promise.all([import('@smithy/signature-v4'), importCredentials()])
 }
 
 /** Logs in with a signed GetCallerIdentity request, which the vault sends to STS itself. */
-export async function iamLogin({ settings }: LoginContext): Promise<LoginRequest> {
-  const [{ SignatureV4 }, providers] = await importSigner()
-  const credentials = credentialsOf(settings, providers)
+export async function iamLogin({ settings, env, signal }: LoginContext): Promise<LoginRequest> {
+  const { SignatureV4 } = await import('@smithy/signature-v4')
+  // Its own, so that the end of this login ends what credentials are asked for, too.
+  const handler = new Handler(env)
+  signal.addEventListener('abort', () => handler.close(), { once: true })
   const region = settings.aws_auth_region!
   const host = stsHost(region)
   const serverId = settings.aws_iam_server_id
+  const credentials = await credentialsOf(settings, handler)
   const signer = new SignatureV4({ credentials, region, service: 'sts', sha256: Sha256 })
   const signed = await signer
     .sign({
@@ -62,9 +62,10 @@ export async function iamLogin({ settings }: LoginContext): Promise<LoginRequest
       },
       body: IDENTITY_CALL
     })
-    .catch((error: Error) => {
-      throw new VaultUnreachable('a login', `AWS gives no credentials (${error.name})`)
+    .catch(error => {
+      throw classify(error, 'a login')
     })
+    .finally(() => handler.close())
   return {
     path: loginPath(settings.aws_login_path ?? LOGIN_PATH),
     body: {
@@ -83,29 +84,24 @@ function stsHost(region: string): string {
   return `sts.${region}.amazonaws.com${region.startsWith('cn-') ? '.cn' : ''}`
 }
 
-function credentialsOf(
-  settings: HcvSettings,
-  { fromNodeProviderChain, fromTemporaryCredentials }: Providers
-): Credentials {
-  const { aws_access_key_id: accessKeyId, aws_secret_access_key: secretAccessKey } = settings
-  const own: Credentials =
-    accessKeyId === undefined
-      ? fromNodeProviderChain()
-      : async () => ({ accessKeyId, secretAccessKey: secretAccessKey! })
-  if (settings.aws_assume_role_arn === undefined) return own
-  return fromTemporaryCredentials({
-    masterCredentials: own,
-    params: {
-      RoleArn: settings.aws_assume_role_arn,
-      RoleSessionName: settings.aws_role_session_name ?? SESSION_NAME
-    },
-    clientConfig: {
-      region: settings.aws_auth_region!,
-      ...(settings.aws_sts_endpoint_url === undefined
-        ? {}
-        : { endpoint: settings.aws_sts_endpoint_url })
-    }
-  })
+async function credentialsOf(settings: HcvSettings, handler: Handler) {
+  const ignore = (): void => {}
+  const logger = { trace: ignore, debug: ignore, info: ignore, warn: ignore, error: ignore }
+  const own = {
+    access_key_id: settings.aws_access_key_id,
+    secret_access_key: settings.aws_secret_access_key,
+    assume_role_arn: settings.aws_assume_role_arn,
+    role_session_name: settings.aws_role_session_name,
+    sts_endpoint_url: settings.aws_sts_endpoint_url
+  }
+  const given = Object.entries(own).filter(([, value]) => value !== undefined)
+  const { provider } = await createCredentials(
+    Object.fromEntries(given),
+    settings.aws_auth_region!,
+    handler,
+    logger
+  )
+  return provider
 }
 
 /** SHA-256 as the signer wants it. */

@@ -1,4 +1,7 @@
 import { VaultUnreachable } from '../../../errors.ts'
+import { fetchOver } from '../fetch-over.ts'
+import { refusal } from '../gcp/credentials.ts'
+import { Transport } from '../transport.ts'
 import { type LoginContext, type LoginRequest, loginPath } from './login.ts'
 import { inquire, inquireFor, parsed } from './third-party.ts'
 
@@ -24,7 +27,7 @@ export async function googleIamLogin(context: LoginContext): Promise<LoginReques
   const { settings, env, signal } = context
   const account = settings.gcp_service_account!
   const now = Math.floor(Date.now() / 1000)
-  const { token, domain } = await accessToken(env)
+  const { token, domain } = await accessToken(context)
   // The variable is that of the gcloud command.
   const endpoint =
     env.CLOUDSDK_API_ENDPOINT_OVERRIDES_IAMCREDENTIALS ?? `https://iamcredentials.${domain}/`
@@ -61,13 +64,17 @@ export function importGoogleAuth(): Promise<typeof import('google-auth-library')
 }
 
 /** Of the service account in `GCP_SERVICE_ACCOUNT`, else of the application default credentials. */
-async function accessToken(
-  env: LoginContext['env']
-): Promise<{ readonly token: string; readonly domain: string }> {
+async function accessToken({
+  env,
+  signal
+}: LoginContext): Promise<{ readonly token: string; readonly domain: string }> {
   const { GoogleAuth } = await importGoogleAuth()
   const json = env.GCP_SERVICE_ACCOUNT
+  const transport = new Transport({}, env)
+  signal.addEventListener('abort', () => transport.close(), { once: true })
   const auth = new GoogleAuth({
     scopes: SCOPE,
+    clientOptions: { transporterOptions: { fetchImplementation: fetchOver(transport) } },
     ...(json === undefined ? {} : { credentials: parsed(json, 'GCP_SERVICE_ACCOUNT') })
   })
   try {
@@ -75,8 +82,11 @@ async function accessToken(
     if (typeof token !== 'string') throw new Error('none was given')
     return { token, domain: await auth.getUniverseDomain() }
   } catch (error) {
-    // The library's messages may quote what it was answered.
-    const { code, name } = error as Error & { code?: string | number }
+    const { code, name, response } = error as Error & { code?: string; response?: unknown }
+    if (response !== undefined) throw refusal(error)
+    // The library's messages may quote what it was given.
     throw new VaultUnreachable('a login', `Google gives no access token (${code ?? name})`)
+  } finally {
+    transport.close()
   }
 }

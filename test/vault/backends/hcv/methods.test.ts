@@ -263,7 +263,7 @@ await t.test('aws_iam: own keys, the default chain, an assumed role', async t =>
   t.strictSame((await (await open(assuming)).fetch('app'))?.value, READ)
   const refused = await open({ ...assuming, aws_assume_role_arn: 'arn:aws:iam::1:role/other' })
   await t.rejects(refused.fetch('app'), {
-    code: 'POSTERN_VAULT_UNREACHABLE',
-    message: /AWS gives no credentials/
+    code: 'POSTERN_VAULT_DENIED',
+    message: /the role may not be assumed/
   })
 })

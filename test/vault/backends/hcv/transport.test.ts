@@ -3,7 +3,7 @@ import http from 'node:http'
 import net, { type AddressInfo } from 'node:net'
 import t from 'tap'
 import { certificateFor } from '../../../certificates.ts'
-import { until } from '../../../harness.ts'
+import { startUpstream, until } from '../../../harness.ts'
 import { appRole, folder, opener } from '../../hcv/scenarios.ts'
 import { type FakeVault, type FakeVaultOptions, startFakeVault } from '../../hcv-server.ts'
 
@@ -138,4 +138,64 @@ await t.test('the proxy that the environment names, and hosts it leaves out', as
   t.ok(await (await direct.open({ ...settings, port: plain.port })).fetch('app'))
   t.ok(await (await direct.open(overTls)).fetch('app'))
   t.strictSame(proxy.asked, [])
+})
+
+await t.test('so are those who vouch for the gateway at a login', async t => {
+  await using proxy = await startProxy()
+  await using third = await startUpstream((_, response) => {
+    response.writeHead(403, { 'content-type': 'application/json' }).end('{"error":"canary"}')
+  })
+  const identity = {
+    type: 'external_account',
+    audience: '//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p',
+    subject_token_type: 'urn:ietf:params:oauth:token-type:jwt',
+    token_url: `${third.url}/google`,
+    credential_source: { url: `${third.url}/subject` }
+  }
+  const { open } = opener(t, {
+    HTTP_PROXY: proxy.url,
+    GCP_SERVICE_ACCOUNT: JSON.stringify(identity)
+  })
+  const methods: readonly (readonly [string, Readonly<Record<string, unknown>>])[] = [
+    [
+      `GET ${third.url}/subject`,
+      {
+        auth_method: 'gcp_iam',
+        gcp_auth_role: 'gateway',
+        gcp_service_account: 'gateway@project.iam.gserviceaccount.com',
+        gcp_jwt_exp: 600
+      }
+    ],
+    [
+      `POST ${third.url}/sts`,
+      {
+        auth_method: 'aws_iam',
+        aws_auth_role: 'gateway',
+        aws_auth_region: 'eu-central-1',
+        aws_access_key_id: 'canary',
+        aws_secret_access_key: 'canary',
+        aws_assume_role_arn: 'arn:aws:iam::1:role/vault',
+        aws_sts_endpoint_url: `${third.url}/sts`
+      }
+    ],
+    [
+      `POST ${third.url}/idp`,
+      {
+        auth_method: 'jwt',
+        jwt_role: 'gateway',
+        oauth2_token_endpoint: `${third.url}/idp`,
+        oauth2_client_id: 'canary',
+        oauth2_client_secret: 'canary'
+      }
+    ]
+  ]
+  for (const [asked, settings] of methods) {
+    const error = await (await open(settings)).fetch('app').catch(error => error)
+    t.match(error, { code: /^POSTERN_VAULT_/ }, asked)
+    t.notMatch(error.message, /canary/)
+    t.ok(
+      proxy.asked.some(each => each.startsWith(asked)),
+      asked
+    )
+  }
 })
