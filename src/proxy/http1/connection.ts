@@ -30,6 +30,10 @@ export class Connection implements ResponseSink, Sender {
   readonly #reader: ResponseReader
   #call: Call | undefined = undefined
   #body: BodyWriter | undefined = undefined
+  /** Whether a failed write of a body is told to {@link Connection.#onWriteFailed}. */
+  #catching = false
+  /** Why the upstream takes no more. */
+  #broken: Error | undefined = undefined
   /** Requests sent over it. */
   requests = 0
   /** `performance.now()` since when it is free. */
@@ -106,6 +110,8 @@ export class Connection implements ResponseSink, Sender {
     call.handler.onRequestStart?.(call, null)
     if (call.aborted) return
     head += '\r\n'
+    if (stream !== undefined || (held !== null && held.length > SMALL_BODY))
+      this.#catchFailedWrites()
     if (stream !== undefined) {
       this.socket.write(head, 'latin1')
       this.#body = new StreamWriter(stream, this, length)
@@ -162,6 +168,35 @@ export class Connection implements ResponseSink, Sender {
     if (!this.paused) this.socket.resume()
   }
 
+  /**
+   * Node destroys a socket with the first write that fails, and what was not read of it is lost: half
+   * of the answers of an upstream that refuses a 20 MB body and resets the connection. So that failure
+   * is not told to the stream, which then takes no further piece of the body, and the connection ends
+   * as everything else does: with the answer, the end or the error of what is read.
+   */
+  #catchFailedWrites(): void {
+    if (this.#catching) return
+    this.#catching = true
+    const { socket } = this
+    const { _write, _writev } = socket
+    const unless =
+      (done: (error?: Error | null) => void) =>
+      (error?: Error | null): void => {
+        if (error == null || !this.#onWriteFailed(error)) done(error)
+      }
+    socket._write = (chunk, encoding, done) => _write.call(socket, chunk, encoding, unless(done))
+    socket._writev = (chunks, done) => _writev!.call(socket, chunks, unless(done))
+  }
+
+  /** Whether the answer may still be read. */
+  #onWriteFailed(error: NodeJS.ErrnoException): boolean {
+    const call = this.#call
+    if (call === undefined || (error.code !== 'EPIPE' && error.code !== 'ECONNRESET')) return false
+    this.#broken = error
+    if (!call.answered) this.#await(call, call.options.headersTimeout)
+    return true
+  }
+
   readonly #onData = (chunk: Buffer): void => {
     const call = this.#call
     if (call === undefined) {
@@ -215,7 +250,7 @@ export class Connection implements ResponseSink, Sender {
     call.rawTrailers = rawTrailers
     const body = this.#body
     this.#body = undefined
-    if (reusable && body === undefined) this.#owner.onFree(this)
+    if (reusable && body === undefined && this.#broken === undefined) this.#owner.onFree(this)
     else {
       // An answer before the end of the request: the rest of the body has no reader.
       body?.stop()
@@ -265,7 +300,7 @@ export class Connection implements ResponseSink, Sender {
     try {
       this.#reader.finish()
     } catch (error) {
-      this.fail(error as Error)
+      this.fail(this.#broken ?? (error as Error))
     }
   }
 

@@ -385,6 +385,31 @@ await t.test('a request body waits for the upstream to take it', async t => {
   await ended
 })
 
+await t.test('what an upstream answers before it resets the connection is read', async t => {
+  const body = new Readable({ read() {} })
+  await using server = await startRaw(socket => {
+    socket.write('HTTP/1.1 413 Too Large\r\nContent-Length: 8\r\n\r\ntoo long')
+    socket.resetAndDestroy()
+    // Before the answer can have been read.
+    setImmediate(() => body.push('more'))
+  })
+  await using pool = openPool(server.port)
+  body.push('some')
+  const got = await call(pool, { method: 'POST', body })
+  t.match(got, { status: 413, body: 'too long' })
+  t.ok(body.destroyed)
+
+  const second = new Readable({ read() {} })
+  await using silent = await startRaw(socket => {
+    socket.write('HTTP/1.1 413 Too Large\r\nContent-Length: 9\r\n\r\ntoo long')
+    socket.resetAndDestroy()
+    setImmediate(() => second.push('more'))
+  })
+  await using other = openPool(silent.port)
+  second.push('some')
+  await t.rejects(call(other, { method: 'POST', body: second }), { syscall: /read|write/ })
+})
+
 await t.test('closing waits for what is under way, destroying does not', async t => {
   const held: Socket[] = []
   await using server = await startRaw(socket => held.push(socket))
