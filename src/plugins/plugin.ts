@@ -17,7 +17,7 @@ export interface ClientRequest {
   readonly httpVersion: string
   /** The Host without its port, as received. */
   readonly host: string
-  /** The port the client addressed: that of the Host header, else the listener's. */
+  /** The port the client addressed: that of the Host header, else the listener's; 0 on a Unix socket. */
   readonly port: number
   /** Normalised path without the query (RFC 3986 §6.2.2), the one routing decided on. */
   readonly path: string

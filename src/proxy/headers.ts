@@ -15,7 +15,7 @@ export interface UpstreamHeadersInput {
   readonly scheme: string
   /** Host the client addressed, without port. */
   readonly forwardedHost: string
-  /** The listener's port. */
+  /** The listener's port; 0 on a Unix socket, which has none. */
   readonly port: number
   readonly rawPath: string
   /** The prefix taken off the path; undefined when none was. */
@@ -182,11 +182,11 @@ export function buildUpstreamHeaders(input: UpstreamHeadersInput): string[] {
     (trusted ? proto : undefined) ?? input.scheme,
     'X-Forwarded-Host',
     (trusted ? host : undefined) ?? input.forwardedHost,
-    'X-Forwarded-Port',
-    (trusted ? port : undefined) ?? `${input.port}`,
     'X-Forwarded-Path',
     (trusted ? path : undefined) ?? input.rawPath
   )
+  const portValue = (trusted ? port : undefined) ?? (input.port === 0 ? undefined : `${input.port}`)
+  if (portValue !== undefined) fields.push('X-Forwarded-Port', portValue)
   const prefixValue = (trusted ? prefix : undefined) ?? input.prefix
   if (prefixValue !== undefined) fields.push('X-Forwarded-Prefix', prefixValue)
   const token = `${input.httpVersion === '2.0' ? '2' : input.httpVersion} ${input.via}`

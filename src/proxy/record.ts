@@ -188,7 +188,9 @@ function requestOf(exchange: Finished): string {
     9 +
     size(request.rawHeaders) +
     exchange.bytesReceived
-  const url = quoted(`${request.scheme}://${request.host}:${request.port}${target}`)
+  // Without a Host that tells one there is no port on a Unix socket.
+  const port = request.port === 0 ? '' : `:${request.port}`
+  const url = quoted(`${request.scheme}://${request.host}${port}${target}`)
   return (
     `{"id":"${exchange.id}","uri":${quoted(target)},"url":${url}` +
     `,"querystring":${queryOf(request.query)},"method":${quoted(method)}` +

@@ -131,6 +131,8 @@ await t.test('on a listener', async t => {
   t.match(await raw(plain!, V1 + GET), /^HTTP\/1\.1 400/, 'other listeners do not take it')
   t.equal(seen(await raw(plain!, GET)), '127.0.0.1')
   t.equal(seen(await raw({ path }, GET)), 'unix:')
+  t.notMatch(await raw({ path }, GET), /x-forwarded-port/, 'a Unix socket has no port')
+  t.match(await raw(plain!, GET), `"x-forwarded-port":"${plain}"`)
   t.equal(seen(await raw({ path: `${path}.pp` }, V1 + GET)), '1.2.3.4')
   t.equal(await raw(proxied!, 'PROXY TCP4 '), '', 'a header that does not end is not waited for')
 

@@ -158,3 +158,8 @@ await t.test('an answer of the gateway, without any upstream', async t => {
   }
   t.notOk('tls' in (record.request as object))
 })
+
+await t.test('a Unix socket has no port', async t => {
+  const record = recordOf(finished({ request: { ...finished().request, port: 0 } }))
+  t.match((record.request as { url: string }).url, /^https:\/\/a\.example\/x\?/)
+})
