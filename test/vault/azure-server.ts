@@ -43,7 +43,7 @@ const FAULTS: Partial<Record<Fault, readonly [number, string, string?]>> = {
   denied: [403, 'Forbidden', 'AccessDenied'],
   absent: [404, 'SecretNotFound'],
   throttled: [429, 'Throttled'],
-  unavailable: [503, 'InternalServerError']
+  unavailable: [503, 'ServiceUnavailable']
 }
 
 /** Starts it. Faults are played by Key Vault alone. */
@@ -81,16 +81,7 @@ export async function startFakeAzure(tls?: https.ServerOptions): Promise<FakeAzu
       (form.get('client_id') === CLIENT && form.get('scope')?.startsWith(RESOURCE)
         ? refusalOf(form, state.registered)
         : '700016')
-    if (refused !== undefined) {
-      return {
-        status: 401,
-        body: {
-          error: 'invalid_client',
-          error_description: `AADSTS${refused}: canary Trace ID: 1 Correlation ID: 2`,
-          error_codes: [Number(refused)]
-        }
-      }
-    }
+    if (refused !== undefined) return entraRefusal(refused)
     return {
       body: { token_type: 'Bearer', expires_in: 3599, ext_expires_in: 3599, access_token: issue() }
     }
@@ -98,8 +89,13 @@ export async function startFakeAzure(tls?: https.ServerOptions): Promise<FakeAzu
 
   function metadata({ url, headers }: ServiceRequest): ServiceAnswer {
     const { searchParams } = new URL(url, 'http://metadata')
-    if (headers.metadata !== 'true' || searchParams.get('resource') !== RESOURCE) {
-      return { status: 400, body: { error: 'invalid_request' } }
+    if (headers.metadata !== 'true') {
+      const error_description = 'Required metadata header not specified'
+      return { status: 400, body: { error: 'invalid_request', error_description } }
+    }
+    if (searchParams.get('resource') !== RESOURCE) {
+      const error_description = 'AADSTS500011: The resource principal was not found in the tenant.'
+      return { status: 400, body: { error: 'invalid_resource', error_description } }
     }
     const wanted = searchParams.get('client_id')
     if (wanted !== null && wanted !== CLIENT) {
@@ -111,8 +107,11 @@ export async function startFakeAzure(tls?: https.ServerOptions): Promise<FakeAzu
     return {
       body: {
         access_token: issue(),
+        client_id: CLIENT,
         expires_in: '86399',
         expires_on: String(Math.floor(Date.now() / 1000) + 86399),
+        ext_expires_in: '86399',
+        not_before: String(Math.floor(Date.now() / 1000) - 300),
         resource: RESOURCE,
         token_type: 'Bearer'
       }
@@ -122,12 +121,17 @@ export async function startFakeAzure(tls?: https.ServerOptions): Promise<FakeAzu
   function vault(request: ServiceRequest, fault: Fault | undefined): ServiceAnswer {
     const presented = request.headers.authorization?.replace(/^Bearer /, '')
     if (presented === undefined || !tokens.has(presented)) {
+      const challenge = `Bearer authorization="https://${LOGIN_HOST}/${TENANT}", resource="${RESOURCE}"`
+      const invalid =
+        ', error="invalid_token", error_description="Error validating token: IDX10223"'
+      const message =
+        presented === undefined
+          ? 'AKV10000: Request is missing a Bearer or PoP token.'
+          : '[BearerReadAccessTokenFailed] Error validating token: IDX10223: canary'
       return {
         status: 401,
-        headers: {
-          'WWW-Authenticate': `Bearer authorization="https://${LOGIN_HOST}/${TENANT}", resource="${RESOURCE}"`
-        },
-        body: { error: { code: 'Unauthorized', message: 'AKV10000: no or invalid token' } }
+        headers: { 'WWW-Authenticate': presented === undefined ? challenge : challenge + invalid },
+        body: { error: { code: 'Unauthorized', message } }
       }
     }
     const refusal = FAULTS[fault ?? 'huge'] ?? state.refusal
@@ -227,14 +231,51 @@ function partOf({ headers, url }: ServiceRequest): 'vault' | 'login' | 'metadata
   return url.startsWith('/metadata/') ? 'metadata' : 'login'
 }
 
-function failure(status: number, code: string, inner?: string): ServiceAnswer {
+/** What Entra ID answers with an AADSTS number: its status and the error by OAuth's name. */
+const ENTRA: Readonly<Record<string, readonly [number, string]>> = {
+  '700016': [400, 'unauthorized_client'],
+  '90002': [400, 'invalid_request'],
+  '90033': [503, 'temporarily_unavailable'],
+  '90036': [500, 'server_error'],
+  '90055': [429, 'temporarily_unavailable']
+}
+
+function entraRefusal(number: string): ServiceAnswer {
+  const [status, error] = ENTRA[number] ?? [401, 'invalid_client']
   return {
     status,
     headers: status === 429 ? { 'Retry-After': String(RETRY_AFTER) } : {},
     body: {
+      error,
+      error_description: `AADSTS${number}: canary. Trace ID: t-1 Correlation ID: c-1 Timestamp: 2026-01-01 00:00:00Z`,
+      error_codes: [Number(number)],
+      timestamp: '2026-01-01 00:00:00Z',
+      trace_id: 't-1',
+      correlation_id: 'c-1',
+      error_uri: `https://${LOGIN_HOST}/error?code=${number}`
+    }
+  }
+}
+
+/** What Key Vault says; the rest of its texts hold a name, as the real ones do. */
+const TEXTS: Readonly<Record<string, string>> = {
+  SecretNotFound: 'A secret with (name/id) canary was not found in this key vault.',
+  SecretDisabled: 'Operation get is not allowed on a disabled secret.',
+  Throttled:
+    'Request was not processed because too many requests were received. Reason: VaultRequestTypeLimitReached'
+}
+
+function failure(status: number, code: string, inner?: string): ServiceAnswer {
+  return {
+    status,
+    headers: {
+      'x-ms-keyvault-region': 'westeurope',
+      ...(status === 429 ? { 'Retry-After': String(RETRY_AFTER) } : {})
+    },
+    body: {
       error: {
         code,
-        message: 'canary: refused',
+        message: TEXTS[inner ?? code] ?? 'canary: refused',
         ...(inner === undefined ? {} : { innererror: { code: inner } })
       }
     }

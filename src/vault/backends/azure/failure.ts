@@ -6,6 +6,7 @@ import {
   VaultUnreachable
 } from '../../../errors.ts'
 import { networkFailure, plainName } from '../network-failure.ts'
+import type { TransportAnswer } from '../transport.ts'
 
 /** An answer of a vault that is none of 2xx. What it says is judged here and not passed on. */
 export class AnswerError extends Error {
@@ -64,7 +65,7 @@ export function isUnauthorized(error: unknown): boolean {
 
 /** Any failure of a call as one of the coded errors; those pass through. */
 export function classify(error: unknown, resource: string): Error {
-  const { code, name, path } = error as { code?: unknown; name?: string; path?: unknown }
+  const { code, path } = error as { code?: unknown; path?: unknown }
   if (typeof code === 'string' && code.startsWith('POSTERN_')) return error as Error
   if (isUnauthorized(error)) {
     return new VaultDenied(resource, 'the access token is not accepted (401)')
@@ -72,7 +73,7 @@ export function classify(error: unknown, resource: string): Error {
   if (typeof path === 'string') {
     return new VaultMisconfigured(`${path} cannot be read (${code})`, 'Mount it, or name another')
   }
-  if (name !== undefined && IDENTITY_ERRORS.has(name)) return identityFailure(error, resource)
+  if (isIdentityFailure(error)) return identityFailure(error, resource)
   if (!(error instanceof AnswerError)) return new VaultUnreachable(resource, networkFailure(error))
   const reason = error.innerCode ?? error.code
   switch (error.status) {
@@ -117,6 +118,28 @@ const ENTRA: Readonly<Record<string, string>> = {
   AADSTS7000222: 'the client secret has expired',
   AADSTS90002: 'there is no such tenant',
   AADSTS900023: 'there is no such tenant'
+}
+
+/** Whether no token could be had. */
+export function isIdentityFailure(error: unknown): boolean {
+  return IDENTITY_ERRORS.has((error as Error).name)
+}
+
+/** An answer of the identity service that tells of its own trouble; undefined for any other. */
+export function identityTrouble({
+  status,
+  body,
+  headers
+}: TransportAnswer): AnswerError | undefined {
+  if (status !== 429 && status < 500) return undefined
+  return new AnswerError(status, body, headers['retry-after'])
+}
+
+/** The same as a coded error: whatever AADSTS code came with it, nothing was refused. */
+export function troubleOf({ status, retryAfter }: AnswerError, resource: string): Error {
+  return status === 429
+    ? new VaultThrottled(resource, 'the identity service is asked too often (429)', retryAfter)
+    : new VaultUnreachable(resource, `the identity service gives no token, it answered ${status}`)
 }
 
 function identityFailure(error: unknown, resource: string): Error {

@@ -5,7 +5,15 @@ import type { BackendEnvironment } from '../../backend.ts'
 import { Transport, type TransportAnswer } from '../transport.ts'
 import { untilAborted } from '../until-aborted.ts'
 import { createCredential } from './credentials.ts'
-import { AnswerError, classify, isAbsent, isUnauthorized } from './failure.ts'
+import {
+  AnswerError,
+  classify,
+  identityTrouble,
+  isAbsent,
+  isIdentityFailure,
+  isUnauthorized,
+  troubleOf
+} from './failure.ts'
 import { type HttpClient, httpClientOver } from './http.ts'
 import { type AzureSettings, settingsOf } from './settings.ts'
 
@@ -20,11 +28,15 @@ export class KeyVault {
   readonly #connect: () => Promise<SecretClient>
   #client: Promise<SecretClient>
   #expiresAt: number | undefined
+  /** What the identity service answered last, where that told of its own trouble. */
+  #trouble: AnswerError | undefined
 
   constructor(settings: AzureSettings, env: BackendEnvironment['env']) {
     this.#transport = new Transport({}, env)
     const http = {
-      remote: httpClientOver(this.#transport),
+      remote: httpClientOver(this.#transport, answer => {
+        this.#trouble = identityTrouble(answer)
+      }),
       local: httpClientOver(this.#local)
     }
     const judging = httpClientOver(this.#transport, judge)
@@ -64,6 +76,11 @@ export class KeyVault {
       return await untilAborted(answered, signal)
     } catch (error) {
       if (isAbsent(error)) return undefined
+      if (this.#trouble !== undefined && isIdentityFailure(error)) {
+        // The SDK would give the same answer for a minute without asking: when to ask is the cache's.
+        this.#client = this.#connect()
+        throw troubleOf(this.#trouble, resource)
+      }
       throw classify(error, resource)
     }
   }

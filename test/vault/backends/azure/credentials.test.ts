@@ -13,6 +13,7 @@ import {
   TENANT,
   VAULT_HOST
 } from '../../azure-server.ts'
+import { RETRY_AFTER } from '../../fault-server.ts'
 
 /** The SDK reads some of the environment of the process: nothing of the machine's own may show through. */
 for (const name of Object.keys(process.env)) {
@@ -151,6 +152,8 @@ await t.test(
     for (const [entra, message] of [
       [undefined, /the client secret is wrong \(AADSTS7000215\)/],
       ['7000222', /the client secret has expired/],
+      ['700016', /no such application in the tenant/],
+      ['90002', /no such tenant/],
       ['900999', /the credentials are refused \(AADSTS900999\)/]
     ] as const) {
       cloud.azure.entra = entra
@@ -162,6 +165,25 @@ await t.test(
     }
   }
 )
+
+await t.test('trouble of Entra ID is no refusal, whatever code it gives', async t => {
+  const cloud = await start(t)
+  for (const [entra, code, message] of [
+    ['90033', 'UNREACHABLE', /identity service gives no token, it answered 503/],
+    ['90036', 'UNREACHABLE', /identity service gives no token, it answered 500/],
+    ['90055', 'THROTTLED', /identity service is asked too often/]
+  ] as const) {
+    cloud.azure.entra = entra
+    const fetch = await read(t, cloud, { ...APPLICATION, client_secret: CLIENT_SECRET })
+    const error = await fetch().catch(error => error)
+    t.equal(error.code, `POSTERN_VAULT_${code}`)
+    t.match(error.message, message)
+    if (code === 'THROTTLED') t.equal(error.retryAfter, RETRY_AFTER)
+    t.notMatch(error.message, /canary/)
+    cloud.azure.entra = undefined
+    t.match(await fetch(), { value: 'one' }, 'and it passes')
+  }
+})
 
 await t.test('an authority that cannot be asked is told at once', async t => {
   const cloud = await start(t)
