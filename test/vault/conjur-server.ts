@@ -17,21 +17,53 @@ export interface FakeConjur extends FaultServer {
   remove(id: string): void
   /** Ends every token that was given out. */
   revokeTokens(): void
+  /** The most resources that may be listed at a time; no limit when undefined. */
+  listLimit: number | undefined
+  /** A variable that this identity may see and not read. */
+  forbidden: string | undefined
   readonly logins: number
 }
 
 const json = (body: object): ServiceAnswer => ({ body })
-const status = (code: number): ServiceAnswer => ({ status: code, body: { error: { code: 'x' } } })
+/** Conjur says no more than the status of what is not allowed. */
+const bare = (status: number): ServiceAnswer => ({ status, body: '' })
+const told = (status: number, code: string, message: string): ServiceAnswer => ({
+  status,
+  body: { error: { code, message } }
+})
+/** Of a resource that is not there, or that this identity may not see. */
+const unknown = (id: string): ServiceAnswer => ({
+  status: 404,
+  body: {
+    error: {
+      code: 'not_found',
+      message: `Variable '${id}' not found in account '${ACCOUNT}'`,
+      target: 'variable',
+      details: { code: 'not_found', target: 'id', message: `${ACCOUNT}:variable:${id}` }
+    }
+  }
+})
+const valueless = (id: string): ServiceAnswer =>
+  told(404, 'not_found', `CONJ00076E Variable ${id} is empty or not found.`)
+/** Base64 as Ruby's encode64 writes it: a newline after every 60 characters and at the end. */
+const encode64 = (value: Buffer): string =>
+  value.toString('base64').replace(/.{1,60}/g, line => `${line}\n`)
 
 export async function startFakeConjur(options: FaultServerOptions = {}): Promise<FakeConjur> {
   const variables = new Map<string, Buffer[]>()
   let tokens = new Set<string>()
   let logins = 0
+  const limits: { list: number | undefined; forbidden: string | undefined } = {
+    list: undefined,
+    forbidden: undefined
+  }
 
   const describe = (id: string): object => ({
+    created_at: '2026-01-01T00:00:00.000+00:00',
     id: `${ACCOUNT}:variable:${id}`,
     owner: `${ACCOUNT}:policy:root`,
     policy: `${ACCOUNT}:policy:root`,
+    permissions: [],
     annotations: [],
     secrets: variables.get(id)!.map((_, i) => ({ version: i + 1, expires_at: null }))
   })
@@ -46,28 +78,38 @@ export async function startFakeConjur(options: FaultServerOptions = {}): Promise
           b === ACCOUNT &&
           (c === LOGIN || c === 'authenticate') &&
           new URLSearchParams(request.body).get('jwt') === JWT
-    if (!admitted) return status(401)
-    const token = Buffer.from(JSON.stringify({ payload: `token ${logins}` })).toString('base64')
+    if (!admitted) return bare(401)
+    const text = JSON.stringify({ protected: 'e30=', payload: `token ${logins}`, signature: 's' })
+    const token = Buffer.from(text).toString('base64')
     tokens.add(token)
-    return { body: token }
+    const encoded = request.headers['accept-encoding'] === 'base64'
+    return encoded
+      ? { headers: { 'content-encoding': 'base64', 'content-type': 'text/plain' }, body: token }
+      : { body: text }
   }
 
   const service = (request: ServiceRequest, fault: Fault | undefined): ServiceAnswer => {
-    if (fault === 'denied') return status(403)
-    if (fault === 'absent') return status(404)
+    if (fault === 'denied') return bare(403)
+    if (fault === 'absent') return unknown('canary')
     if (fault === 'throttled') {
       return { status: 429, headers: { 'retry-after': String(RETRY_AFTER) }, body: '' }
     }
-    if (fault === 'unavailable') return status(503)
+    if (fault === 'unavailable') return bare(503)
     const url = new URL(request.url, 'http://conjur')
     if (url.pathname.startsWith('/authn')) return login(request, url.pathname)
     const token = /^Token token="([^"]+)"$/.exec(request.headers.authorization ?? '')?.[1]
-    if (token === undefined || !tokens.has(token)) return { status: 401, body: '' }
+    if (token === undefined || !tokens.has(token)) {
+      return { status: 401, headers: { 'content-type': 'text/plain' }, body: 'Invalid token' }
+    }
     if (url.pathname === '/secrets') return batch(url, request)
     const [, kind, account, type, name] = url.pathname.split('/').map(decodeURIComponent)
-    if (account !== ACCOUNT || type !== 'variable') return status(404)
+    if (account !== ACCOUNT || type !== 'variable') return unknown(name ?? '')
     if (kind === 'resources' && name === undefined) {
       const limit = Number(url.searchParams.get('limit'))
+      if (limits.list !== undefined && limit > limits.list) {
+        const message = `'Limit' parameter must not exceed ${limits.list}`
+        return told(422, 'unprocessable_entity', message)
+      }
       const offset = Number(url.searchParams.get('offset'))
       return json(
         [...variables.keys()]
@@ -77,23 +119,27 @@ export async function startFakeConjur(options: FaultServerOptions = {}): Promise
       )
     }
     const versions = variables.get(name ?? '')
-    if (versions === undefined) return status(404)
+    if (versions === undefined) return unknown(name ?? '')
     if (kind === 'resources') return json(describe(name!))
     const asked = url.searchParams.get('version')
+    if (name === limits.forbidden) return bare(403)
     const value = versions[asked === null ? versions.length - 1 : Number(asked) - 1]
-    return value === undefined ? status(404) : { body: value.toString() }
+    return value === undefined
+      ? valueless(`${ACCOUNT}:variable:${name}`)
+      : { headers: { 'content-type': 'application/octet-stream' }, body: value.toString() }
   }
 
   const batch = (url: URL, request: ServiceRequest): ServiceAnswer => {
     const ids = url.searchParams.get('variable_ids')!.split(',')
     const values: Record<string, string> = {}
+    const base64 = request.headers['accept-encoding'] === 'base64'
     for (const each of ids) {
       const value = variables.get(each.slice(`${ACCOUNT}:variable:`.length))?.at(-1)
-      if (value === undefined) return status(404)
-      const base64 = request.headers['accept-encoding'] === 'base64'
-      values[each] = value.toString(base64 ? 'base64' : 'utf8')
+      if (value === undefined) return valueless(each)
+      if (each === `${ACCOUNT}:variable:${limits.forbidden}`) return bare(403)
+      values[each] = base64 ? encode64(value) : value.toString()
     }
-    return json(values)
+    return { headers: base64 ? { 'content-encoding': 'base64' } : {}, body: values }
   }
 
   const server = await startFaultServer(service, {
@@ -113,6 +159,16 @@ export async function startFakeConjur(options: FaultServerOptions = {}): Promise
     revokeTokens: {
       value: () => {
         tokens = new Set()
+      }
+    },
+    listLimit: {
+      set: (limit: number | undefined) => {
+        limits.list = limit
+      }
+    },
+    forbidden: {
+      set: (id: string | undefined) => {
+        limits.forbidden = id
       }
     },
     logins: { get: () => logins }

@@ -10,6 +10,8 @@ const BATCH = 50
 /** Variables listed at a time, and at most in all. */
 const PAGE = 500
 const MAX_VARIABLES = 10_000
+/** How Conjur refuses a page larger than its operator allows. */
+const PAGE_TOO_LARGE = 422
 
 /** A variable and its newest version; undefined while it was given no value. */
 interface Variable {
@@ -35,6 +37,7 @@ export const conjurBackend: BackendType = {
 class ConjurVault implements Backend {
   readonly #client: ConjurClient
   readonly #account: string
+  #page = PAGE
 
   constructor(client: ConjurClient, account: string) {
     this.#client = client
@@ -150,10 +153,21 @@ class ConjurVault implements Backend {
   /** The variables below a policy that hold a value, by id. */
   async #membersOf(policy: string, signal: AbortSignal): Promise<readonly Variable[]> {
     const members: Variable[] = []
-    for (let offset = 0; offset < MAX_VARIABLES; offset += PAGE) {
-      const path = `/resources/${encodeURIComponent(this.#account)}/variable?limit=${PAGE}&offset=${offset}`
-      const answer = await this.#client.get(path, policy, signal)
+    for (let offset = 0; offset < MAX_VARIABLES; ) {
+      const limit = this.#page
+      const path = `/resources/${encodeURIComponent(this.#account)}/variable?limit=${limit}&offset=${offset}`
+      const answer = await this.#client.get(
+        path,
+        policy,
+        signal,
+        {},
+        limit > 1 ? PAGE_TOO_LARGE : undefined
+      )
       if (answer === undefined) break
+      if (answer.status === PAGE_TOO_LARGE) {
+        this.#page = Math.ceil(limit / 5)
+        continue
+      }
       const listed = jsonOf(answer, policy)
       if (!Array.isArray(listed)) throw new SecretMalformed(policy, 'the answer is no list')
       for (const each of listed) {
@@ -162,7 +176,8 @@ class ConjurVault implements Backend {
           members.push(variable)
         }
       }
-      if (listed.length < PAGE) break
+      if (listed.length < limit) break
+      offset += limit
     }
     return members.sort((a, b) => (a.id < b.id ? -1 : 1))
   }

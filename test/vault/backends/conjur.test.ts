@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { conjurBackend } from '../../../src/vault/backends/conjur.ts'
+import { startUpstream } from '../../harness.ts'
 import { backendContract } from '../backend-contract.ts'
 import { ACCOUNT, API_KEY, JWT, LOGIN, startFakeConjur } from '../conjur-server.ts'
 
@@ -75,6 +76,45 @@ await t.test('a policy larger than a request is read whole or not at all', async
   t.equal(Object.keys(value).length, 620)
   t.equal((value as Record<string, string>).v619, 'value 619')
 })
+
+await t.test('a server that lists fewer at a time is asked for fewer', async t => {
+  const { conjur, fetch, probe } = await open(t)
+  conjur.listLimit = 20
+  for (let i = 0; i < 50; i++) conjur.put(`shop/v${i}`, `value ${i}`)
+  const { value, version } = (await fetch('shop'))!
+  t.equal(Object.keys(value).length, 50)
+  t.equal(await probe('shop'), version)
+})
+
+await t.test('a page of something else is not taken for an absence', async t => {
+  await using page = await startUpstream((request, response) => {
+    if (request.url.endsWith('/authenticate')) response.end('e30=')
+    else response.writeHead(404, { 'content-type': 'text/html' }).end('<h1>canary</h1>')
+  })
+  const backend = await conjurBackend.open(
+    { endpoint_url: page.url, account: ACCOUNT, login: LOGIN, api_key: API_KEY },
+    environment
+  )
+  await t.rejects(async () => backend.fetch('apps/a', undefined, signal()), {
+    code: 'POSTERN_VAULT_UNREACHABLE',
+    message: /404, and not as Conjur does: check endpoint_url/
+  })
+  await backend.close!()
+})
+
+await t.test(
+  'a variable that may be seen and not read is denied, alone and in its policy',
+  async t => {
+    const { conjur, fetch } = await open(t)
+    conjur.put('shop/user', 'anna')
+    conjur.put('shop/password', 'canary')
+    conjur.forbidden = 'shop/password'
+    for (const resource of ['shop/password', 'shop']) {
+      await t.rejects(fetch(resource), { code: 'POSTERN_VAULT_DENIED', message: /403/ })
+    }
+    t.match(await fetch('shop/user'), { value: 'anna' })
+  }
+)
 
 await t.test('versions, and variables without a value', async t => {
   const { conjur, fetch, probe } = await open(t)

@@ -40,14 +40,16 @@ export class ConjurClient {
   }
 
   /**
-   * Reads `path`; undefined means nothing is there. `resource` names in errors what was asked for.
+   * Reads `path`; undefined means nothing is there. An answer with the status `taken` is given, too,
+   * others that are no success are errors. `resource` names in errors what was asked for.
    * Throws VaultDenied, VaultThrottled, VaultUnreachable.
    */
   async get(
     path: string,
     resource: string,
     signal: AbortSignal,
-    headers: Readonly<Record<string, string>> = {}
+    headers: Readonly<Record<string, string>> = {},
+    taken?: number
   ): Promise<TransportAnswer | undefined> {
     const token = await this.#tokenFor(resource, signal)
     let answer = await this.#send('GET', path, resource, signal, {
@@ -63,8 +65,8 @@ export class ConjurClient {
         authorization: header
       })
     }
-    if (answer.status === 404) return undefined
-    refuse(answer, resource)
+    if (isAbsence(answer)) return undefined
+    if (answer.status !== taken) refuse(answer, resource)
     return answer
   }
 
@@ -101,7 +103,7 @@ export class ConjurClient {
       },
       body
     )
-    if (answer.status === 401 || answer.status === 404) {
+    if (answer.status === 401 || isAbsence(answer)) {
       throw new VaultDenied(resource, `the login was refused (${answer.status})`)
     }
     refuse(answer, resource)
@@ -154,6 +156,16 @@ export class ConjurClient {
   }
 }
 
+/** Whether Conjur itself says that there is no such thing: a 404 of anything else is none. */
+function isAbsence({ status, body }: TransportAnswer): boolean {
+  if (status !== 404) return false
+  try {
+    return (JSON.parse(body) as { error?: { code?: unknown } }).error?.code === 'not_found'
+  } catch {
+    return false
+  }
+}
+
 /** What an answer that is no success means. Bodies are never passed on. */
 function refuse({ status, headers }: TransportAnswer, resource: string): void {
   if (status >= 200 && status < 300) return
@@ -166,7 +178,8 @@ function refuse({ status, headers }: TransportAnswer, resource: string): void {
       Number.isFinite(seconds) && seconds >= 0 ? seconds : undefined
     )
   }
-  throw new VaultUnreachable(resource, `it answered ${status}`)
+  const other = status === 404 ? ', and not as Conjur does: check endpoint_url' : ''
+  throw new VaultUnreachable(resource, `it answered ${status}${other}`)
 }
 
 /** The JSON of an answer. Throws SecretMalformed without a word of it. */
