@@ -1,8 +1,12 @@
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { MessageChannel, Worker } from 'node:worker_threads'
 import t from 'tap'
 import { startGateway } from '../src/gateway.ts'
 import type { Lent } from './blockable-worker.ts'
 import { until } from './harness.ts'
+import { startProcess } from './process.ts'
 
 // Threads start slowly on a busy machine.
 t.setTimeout(120_000)
@@ -69,3 +73,34 @@ t.test('a blocked thread is told of, holds nobody up and is asked once', async t
   t.ok(Atomics.load(asked, 0) - before <= 1 + polls, 'one question stood all the while')
   t.match(await get('/metrics'), 'postern_worker_unresponsive{thread="1"} 0\n')
 })
+
+/** The nice values of a process's threads by their names, of those with one name the lowest. */
+function niceness(pid: number): ReadonlyMap<string, number> {
+  const values = new Map<string, number>()
+  for (const thread of readdirSync(`/proc/${pid}/task`)) {
+    const text = readFileSync(`/proc/${pid}/task/${thread}/stat`, 'utf8')
+    const end = text.lastIndexOf(')')
+    const name = text.slice(text.indexOf('(') + 1, end)
+    const nice = Number(text.slice(end + 2).split(' ')[16])
+    values.set(name, Math.min(nice, values.get(name) ?? nice))
+  }
+  return values
+}
+
+t.test(
+  'threads that serve go before the control thread',
+  { skip: process.platform === 'linux' ? false : 'needs /proc and priorities of threads' },
+  async t => {
+    const directory = mkdtempSync(join(tmpdir(), 'postern-threads-'))
+    t.teardown(() => rmSync(directory, { recursive: true }))
+    const file = join(directory, 'postern.yaml')
+    writeFileSync(file, '_format_version: "3.0"\n')
+    await using gateway = await startProcess(file, { POSTERN_WORKERS: '2' })
+    const pid = gateway.child.pid!
+    const own = Number(readFileSync('/proc/self/stat', 'utf8').split(') ')[1]!.split(' ')[16])
+    const main = readFileSync(`/proc/${pid}/task/${pid}/comm`, 'utf8').trim()
+    await until(() => niceness(pid).get(main) === Math.min(19, own + 10), 'it to step back')
+    const values = niceness(pid)
+    t.same([values.get('postern-1'), values.get('postern-2')], [own, own])
+  }
+)

@@ -2,7 +2,7 @@ import { constants } from 'node:os'
 import { ConfigError } from '../errors.ts'
 import type { Gateway } from '../gateway.ts'
 import { createLogger, guardProcess } from '../log.ts'
-import { firstWorker } from '../threads.ts'
+import { firstWorker, yieldToServing } from '../threads.ts'
 import { atMost, type Call, withFile } from './command.ts'
 
 /** `postern start [FILE]`: serves until it is told to stop; gives 0 once it has drained. */
@@ -38,6 +38,7 @@ export async function start({ env, words }: Call): Promise<number> {
     const { withFileProblems } = await import('../resolve.ts')
     throw await withFileProblems(error, source)
   }
+  yieldToServing()
   if (reloadsOnceUp) reload(gateway)
   return ended.promise
 }
