@@ -87,7 +87,9 @@ export async function startFakeGcp(tls?: https.ServerOptions): Promise<FakeGcp> 
   }
 
   function metadata({ url, headers }: ServiceRequest): ServiceAnswer {
-    if (headers['metadata-flavor'] !== 'Google') return { status: 403 }
+    if (headers['metadata-flavor'] !== 'Google') {
+      return { status: 403, body: 'Missing required header "Metadata-Flavor": "Google"' }
+    }
     if (refused.has('metadata')) return { status: Number(refused.get('metadata')) }
     const answer = url.endsWith('/token') ? issue() : { body: SERVICE_ACCOUNT.client_email }
     return { ...answer, headers: { 'Metadata-Flavor': 'Google' } }
@@ -95,19 +97,22 @@ export async function startFakeGcp(tls?: https.ServerOptions): Promise<FakeGcp> 
 
   function api(request: ServiceRequest, fault: Fault | undefined): ServiceAnswer {
     const presented = request.headers.authorization?.replace(/^Bearer /, '') ?? ''
-    if (!tokens.has(presented)) return failure('UNAUTHENTICATED', 'invalid credentials')
+    if (!tokens.has(presented)) return failure('UNAUTHENTICATED')
     const status = FAULTS[fault ?? 'huge'] ?? refused.get(callOf(request))
-    if (status !== undefined) return failure(status, 'canary: refused')
+    if (status !== undefined) return failure(status)
     const [, project, path, version, call] =
       /^\/v1\/projects\/([^/]+)\/((?:locations\/[^/]+\/)?secrets\/[^/]+)\/versions\/([^/:?]+)(:access)?/.exec(
         request.url
       ) ?? []
-    if (project !== PROJECT) return failure('PERMISSION_DENIED', 'no such project')
+    if (project !== undefined && project !== PROJECT) return failure('PERMISSION_DENIED')
     try {
-      if (call === undefined) return failure('INVALID_ARGUMENT', 'no call of this fake')
+      if (call === undefined) {
+        const html = { 'Content-Type': 'text/html; charset=UTF-8' }
+        return { status: 404, headers: html, body: '<!DOCTYPE html><title>Error 404</title>' }
+      }
       const body = JSON.stringify(secrets.access(path!, version!))
       return {
-        headers: { 'Content-Type': 'application/json; charset=UTF-8' },
+        headers: JSON_TYPE,
         body: damage?.(body) ?? body
       }
     } catch (error) {
@@ -150,15 +155,52 @@ function callOf({ url, method }: ServiceRequest): string {
   return 'access'
 }
 
-function failure(status: string, message: string): ServiceAnswer {
-  const reason = status === 'PERMISSION_DENIED' ? 'IAM_PERMISSION_DENIED' : undefined
-  const details = [{ '@type': 'type.googleapis.com/google.rpc.ErrorInfo', reason }]
+const JSON_TYPE = { 'Content-Type': 'application/json; charset=UTF-8' }
+const SERVICE = 'secretmanager.googleapis.com'
+
+/** What the API says besides the status; its texts hold names, as the real ones do. */
+const TEXTS: Readonly<Record<string, string>> = {
+  UNAUTHENTICATED:
+    'Request had invalid authentication credentials. Expected OAuth 2 access token, login cookie or other valid authentication credential.',
+  PERMISSION_DENIED:
+    "Permission 'secretmanager.versions.access' denied for resource 'projects/canary' (or it may not exist).",
+  NOT_FOUND: 'Secret [projects/1/secrets/canary] not found or has no versions.',
+  RESOURCE_EXHAUSTED: `Quota exceeded for quota metric 'Access requests' and limit 'Access requests per minute' of service '${SERVICE}' for consumer 'project_number:1'.`,
+  UNAVAILABLE: 'The service is currently unavailable.'
+}
+const REASONS: Readonly<Record<string, readonly [string, string]>> = {
+  UNAUTHENTICATED: ['ACCESS_TOKEN_EXPIRED', 'googleapis.com'],
+  PERMISSION_DENIED: ['IAM_PERMISSION_DENIED', 'iam.googleapis.com'],
+  RESOURCE_EXHAUSTED: ['RATE_LIMIT_EXCEEDED', 'googleapis.com']
+}
+
+/** A google.rpc.Status as the API writes it in JSON; how long to wait stands in its details. */
+function failure(status: string, message = TEXTS[status] ?? 'canary: refused'): ServiceAnswer {
+  const [reason, domain] = REASONS[status] ?? []
+  const info = { '@type': 'type.googleapis.com/google.rpc.ErrorInfo', reason, domain }
+  const retry = {
+    '@type': 'type.googleapis.com/google.rpc.RetryInfo',
+    retryDelay: `${RETRY_AFTER}s`
+  }
+  const details = [
+    ...(reason === undefined ? [] : [info]),
+    ...(status === 'RESOURCE_EXHAUSTED' ? [retry] : [])
+  ]
+  const challenge = 'Bearer realm="https://accounts.google.com/", error="invalid_token"'
   return {
     status: STATUS[status]!,
-    headers: status === 'RESOURCE_EXHAUSTED' ? { 'Retry-After': String(RETRY_AFTER) } : {},
-    body: {
-      error: { code: STATUS[status], message, status, ...(reason === undefined ? {} : { details }) }
-    }
+    headers: {
+      ...JSON_TYPE,
+      ...(status === 'UNAUTHENTICATED' ? { 'WWW-Authenticate': challenge } : {})
+    },
+    body: JSON.stringify({
+      error: {
+        code: STATUS[status],
+        message,
+        status,
+        ...(details.length === 0 ? {} : { details })
+      }
+    })
   }
 }
 

@@ -95,14 +95,20 @@ await t.test('each refusal is told as what it is', async t => {
   const { gcp, fetch } = await open(t)
   gcp.secrets.put('secrets/db', 'one')
   for (const [status, code, message] of [
-    ['PERMISSION_DENIED', 'DENIED', /lacks the permission \(IAM_PERMISSION_DENIED\)/],
+    [
+      'PERMISSION_DENIED',
+      'DENIED',
+      /lacks the permission, or there is no such secret \(IAM_PERMISSION_DENIED\)/
+    ],
     ['FAILED_PRECONDITION', 'DENIED', /cannot be given as it is/],
     ['INVALID_ARGUMENT', 'MALFORMED', /does not take this name/],
     ['RESOURCE_EXHAUSTED', 'THROTTLED', /quota/],
     ['UNAVAILABLE', 'UNREACHABLE', /503 \(UNAVAILABLE\)/]
   ] as const) {
     gcp.refused.set('access', status)
-    await t.rejects(fetch('db'), { code: `POSTERN_VAULT_${code}`, message }, status)
+    const error = await fetch('db').catch(error => error)
+    t.match(error, { code: `POSTERN_VAULT_${code}`, message }, status)
+    t.notMatch(error.message, /canary/)
   }
 })
 
@@ -118,6 +124,23 @@ await t.test('a page of something else is not taken for an absence', async t => 
   await t.rejects(backend.fetch('db', undefined, AbortSignal.timeout(10_000)), {
     code: 'POSTERN_VAULT_UNREACHABLE',
     message: /404, and not as Secret Manager does/
+  })
+  await backend.close!()
+})
+
+await t.test('the pause that is asked for, also by a proxy before Google', async t => {
+  await using busy = await startUpstream((_, response) => {
+    response.writeHead(429, { 'Retry-After': '3' })
+    response.end('{"error":{"code":429,"status":"RESOURCE_EXHAUSTED","message":"canary"}}')
+  })
+  await using gcp = await startFakeGcp()
+  const backend = await gcpBackend.open(
+    { project_id: PROJECT, endpoint_url: busy.url, auth_method_order: 'legacy' },
+    { env: { GCE_METADATA_HOST: gcp.url }, log: { info() {}, warn() {} } }
+  )
+  await t.rejects(backend.fetch('db', undefined, AbortSignal.timeout(10_000)), {
+    code: 'POSTERN_VAULT_THROTTLED',
+    retryAfter: 3
   })
   await backend.close!()
 })

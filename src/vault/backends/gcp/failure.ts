@@ -27,7 +27,8 @@ export class AnswerError extends Error {
     this.status = plainName(status)
     this.reason = plainName(details?.map(({ reason }) => reason).find(Boolean))
     this.state = /\b(DISABLED|DESTROYED)\b/.exec(message ?? '')?.[1] as AnswerError['state']
-    const seconds = retryAfter === null ? Number.NaN : Number(retryAfter)
+    const delay = details?.map(({ retryDelay }) => retryDelay).find(Boolean)
+    const seconds = Number(retryAfter ?? delay?.replace(/s$/, '') ?? Number.NaN)
     this.retryAfter = Number.isFinite(seconds) ? seconds : undefined
   }
 }
@@ -35,7 +36,8 @@ export class AnswerError extends Error {
 interface ApiError {
   readonly status?: string
   readonly message?: string
-  readonly details?: readonly { readonly reason?: string }[]
+  /** Of several kinds: an ErrorInfo has a reason, a RetryInfo a delay such as `7s`. */
+  readonly details?: readonly { readonly reason?: string; readonly retryDelay?: string }[]
 }
 
 function errorOf(body: string): ApiError {
@@ -73,7 +75,8 @@ export function classify(error: unknown, resource: string): Error {
     case 'PERMISSION_DENIED':
       return new VaultDenied(
         resource,
-        REASONS[reason ?? ''] ?? `the identity lacks the permission (${reason ?? status})`
+        REASONS[reason ?? ''] ??
+          `the identity lacks the permission, or there is no such secret (${reason ?? status})`
       )
     case 'UNAUTHENTICATED':
       return new VaultDenied(resource, `the access token is not accepted (${reason ?? status})`)

@@ -164,7 +164,7 @@ function judge({ status, headers, body }: TransportAnswer, uri: string): object 
     const retryAfter = Number(headers['retry-after'])
     throw new VaultAnswerError(
       status,
-      body.slice(0, 2000),
+      body,
       headers['retry-after'] !== undefined && Number.isFinite(retryAfter) ? retryAfter : undefined
     )
   }

@@ -44,7 +44,7 @@ class Reader {
         signal
       )
     } catch (error) {
-      const absent = error instanceof VaultAnswerError && error.status === 404
+      const absent = error instanceof VaultAnswerError && error.own && error.status === 404
       if (absent && !NO_SUCH_MOUNT.test(error.errors)) return undefined
       throw classify(error, resource)
     }

@@ -10,15 +10,32 @@ import {
 export class VaultAnswerError extends Error {
   readonly status: number
   readonly errors: string
+  /** Whether it is in the form of a vault: pages of proxies and of other servers are not. */
+  readonly own: boolean
   /** Seconds, where the vault says. */
   readonly retryAfter: number | undefined
 
-  constructor(status: number, errors: string, retryAfter?: number) {
+  constructor(status: number, body: string, retryAfter?: number) {
+    const errors = body.slice(0, LONGEST)
     super(meaningOf(status, errors))
     this.name = 'VaultAnswerError'
     this.status = status
     this.errors = errors
+    this.own = isOwn(body)
     this.retryAfter = retryAfter
+  }
+}
+
+/** Characters of an answer in which a meaning is looked for. */
+const LONGEST = 2000
+
+/** Errors of a vault come in a list; a version that was deleted comes with its metadata. */
+function isOwn(body: string): boolean {
+  try {
+    const { errors, data } = JSON.parse(body) as { errors?: unknown; data?: unknown }
+    return Array.isArray(errors) || data !== undefined
+  } catch {
+    return false
   }
 }
 
@@ -110,9 +127,10 @@ export function failureOf(error: unknown): string {
 }
 
 function classifyAnswer(answer: VaultAnswerError, subject: string): Error {
-  const { status, message, errors, retryAfter } = answer
+  const { status, message, errors, own, retryAfter } = answer
   if (UPGRADING.test(errors)) return new VaultUnreachable(subject, message)
   if (status === 429) return new VaultThrottled(subject, message, retryAfter)
+  if (!own) return new VaultUnreachable(subject, `${message}, and not as a vault does`)
   if (status === 400 || status === 401 || status === 403) return new VaultDenied(subject, message)
   if (status === 404 || status === 405) return new SecretMalformed(subject, message)
   return new VaultUnreachable(subject, message)

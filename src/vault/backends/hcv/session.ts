@@ -263,7 +263,7 @@ function isAnswer(error: unknown): boolean {
 }
 
 function isRefusal(error: unknown): boolean {
-  return error instanceof VaultAnswerError && error.status === 403
+  return error instanceof VaultAnswerError && error.own && error.status === 403
 }
 
 function tokenOf({ auth }: Answer): Token {

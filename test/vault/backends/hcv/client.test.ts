@@ -64,6 +64,13 @@ await t.test('what each status comes to', async t => {
     vault.override = { status }
     await t.rejects(fetch('app'), { code: `POSTERN_VAULT_${code}`, message }, String(status))
   }
+  for (const status of [400, 401, 403, 404, 405]) {
+    vault.override = { status, body: '<html>canary</html>' }
+    await t.rejects(fetch('app'), {
+      code: 'POSTERN_VAULT_UNREACHABLE',
+      message: new RegExp(`it answered ${status}, and not as a vault does`)
+    })
+  }
   vault.override = { status: 200, body: '<html>welcome</html>' }
   await t.rejects(fetch('app'), { code: 'POSTERN_VAULT_UNREACHABLE', message: /not JSON/ })
   vault.override = { status: 200, body: 'null' }
