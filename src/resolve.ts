@@ -261,7 +261,7 @@ export function refusedCache(lastKnownGood: LastKnownGood | undefined): readonly
     {
       code: 'POSTERN_VAULT_CACHE_REFUSED',
       message: lastKnownGood.refused.message,
-      fix: 'Give the key it was written with, or delete the file.',
+      fix: 'Give the key it was written with, or put back its newest copy with the .generation file of that; or delete both, which are written anew once the vaults answer.',
       place: { file: 'environment', line: 1, column: 1, path: 'POSTERN_VAULT_CACHE_FILE' }
     }
   ]

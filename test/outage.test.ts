@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import https from 'node:https'
 import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -281,6 +281,38 @@ await t.test('a restart during an outage serves the last known good values', asy
   const { problems } = await rejection(startGateway(config, { env }))
   t.equal(problems.length, 5, 'what was denied does not come back')
 })
+
+await t.test(
+  'an older copy of the file does not bring back a secret that was taken away',
+  async t => {
+    await using upstream = await startUpstream()
+    await using vault = await startTestVault()
+    await store(vault)
+    const file = await temporaryFile(t)
+    const env = environment(vault, {
+      POSTERN_VAULT_CACHE_FILE: file,
+      POSTERN_VAULT_CACHE_KEY: randomBytes(32).toString('base64')
+    })
+    const config = configuration(upstream)
+    await (await startGateway(config, { env })).close()
+    await cp(file, `${file}.old`)
+    vault.put('key', 'annas-new-key')
+    await (await startGateway(config, { env })).close()
+    await vault.fault('refused')
+    await (await startGateway(config, { env })).close()
+    await cp(`${file}.old`, file)
+    const { problems } = await rejection(startGateway(config, { env }))
+    t.match(problems.at(-1), { code: 'POSTERN_VAULT_CACHE_REFUSED', message: /older copy/ })
+    await vault.fault(undefined)
+    await (await startGateway(config, { env })).close()
+    await vault.fault('refused')
+    await using gateway = await startGateway(config, { env })
+    const keyed = async (apikey: string) =>
+      (await gateway.fetch('/keyed', { headers: { apikey } })).status
+    t.equal(await keyed('annas-new-key'), 200)
+    t.equal(await keyed('annas-key'), 401)
+  }
+)
 
 await t.test('a file of another key, or a damaged one, is told and not used', async t => {
   await using upstream = await startUpstream()

@@ -55,6 +55,7 @@ interface Entry {
 }
 
 interface Keys {
+  /** Of one line of files, each written over the one before. */
   readonly salt: Buffer
   readonly seal: Buffer
   readonly name: Buffer
@@ -74,16 +75,69 @@ function proofOf(keys: Keys, text: string): Buffer {
 /**
  * Opens the file. Each resource is sealed with AES-256-GCM, bound to its reference and its vault's
  * configuration (which are its additional data, and named by a keyed hash), and the whole file is
- * authenticated, so that no part can be exchanged, added or taken out. A file that is damaged, of
- * another key or of another format is refused: `refused` says why, and nothing of it is used.
+ * authenticated, so that no part can be exchanged, added or taken out. It counts how often it was
+ * written, and a record beside it holds the count, so that an older copy put back is known for one. A
+ * file that is damaged, older, of another key or of another format is refused: `refused` says why, and
+ * nothing of it is used.
  */
 export async function openLastKnownGood(options: LastKnownGoodOptions): Promise<LastKnownGood> {
   try {
     const text = await readWhole(options.file)
-    return new KnownGoodFile(options, text === undefined ? undefined : parse(text, options))
+    if (text === undefined) return new KnownGoodFile(options, undefined)
+    const before = parse(text, options)
+    refuseOlder(before, await readRecord(options), options.file)
+    return new KnownGoodFile(options, before)
   } catch (error) {
     return new KnownGoodFile(options, undefined, error as Error)
   }
+}
+
+/** The record of how often a file was written. */
+function recordOf(file: string): string {
+  return `${file}.generation`
+}
+
+/** What the record says; undefined when there is none, `damaged` when it is none of this key. */
+async function readRecord({
+  file,
+  key
+}: LastKnownGoodOptions): Promise<Written | undefined | 'damaged'> {
+  const text = await readWhole(recordOf(file))
+  if (text === undefined) return undefined
+  const { salt, generation, proof } = attempt(() => JSON.parse(text)) ?? {}
+  if (typeof salt !== 'string' || !Number.isSafeInteger(generation)) return 'damaged'
+  const keys = keysOf(key, Buffer.from(salt, 'base64'))
+  return equal(proofOf(keys, recorded(generation)), proof) ? { salt, generation } : 'damaged'
+}
+
+/** What the proof of a record is of; no file has such a text. */
+function recorded(generation: number): string {
+  return `generation ${generation}`
+}
+
+/**
+ * A file is written before its record, so a crash between the two leaves a file that is newer, which
+ * is sound. One that is older than its record was put back, and one without was torn from it.
+ */
+function refuseOlder(
+  { keys, generation }: Sealed,
+  record: Written | undefined | 'damaged',
+  file: string
+): void {
+  const refuse = (reason: string): never => {
+    throw new KnownGoodRefused(file, reason)
+  }
+  const beside = recordOf(file)
+  if (record === 'damaged') refuse(`${beside}, which tells an older copy of it, is damaged`)
+  else if (record === undefined) {
+    // Releases before the record wrote neither; what they kept ends with its maximum age.
+    if (generation > 0) refuse(`${beside}, which tells an older copy of it, is missing`)
+  } else if (record.salt !== keys.salt.toString('base64'))
+    refuse(`it is not the file that ${beside} is about, but one from before it`)
+  else if (generation < record.generation)
+    refuse(
+      `it is an older copy, of generation ${generation}, and ${beside} knows of ${record.generation}`
+    )
 }
 
 async function readWhole(file: string): Promise<string | undefined> {
@@ -99,15 +153,22 @@ async function readWhole(file: string): Promise<string | undefined> {
   }
 }
 
+/** How often the files of one line were written. */
+interface Written {
+  readonly salt: string
+  readonly generation: number
+}
+
 interface Sealed {
   readonly keys: Keys
+  readonly generation: number
   readonly entries: Readonly<Record<string, string>>
 }
 
 /** Three lines: what it is, the sealed entries, and the proof that both are whole. */
 function parse(text: string, { file, key }: LastKnownGoodOptions): Sealed {
   const [head = '', body = '', proof = ''] = text.split('\n')
-  const { format, version, salt, check } = attempt(() => JSON.parse(head)) ?? {}
+  const { format, version, salt, check, generation = 0 } = attempt(() => JSON.parse(head)) ?? {}
   if (format !== FORMAT || typeof salt !== 'string')
     throw new KnownGoodRefused(file, 'it is damaged, or no such file at all')
   if (version !== VERSION)
@@ -117,7 +178,7 @@ function parse(text: string, { file, key }: LastKnownGoodOptions): Sealed {
     throw new KnownGoodRefused(file, 'it was written with another POSTERN_VAULT_CACHE_KEY')
   if (!equal(proofOf(keys, `${head}\n${body}`), proof))
     throw new KnownGoodRefused(file, 'it is damaged: what it holds is not what was written')
-  return { keys, entries: JSON.parse(body) }
+  return { keys, generation, entries: JSON.parse(body) }
 }
 
 function attempt<T>(read: () => T): T | undefined {
@@ -133,6 +194,26 @@ function equal(expected: Buffer, given: unknown): boolean {
   return actual.length === expected.length && timingSafeEqual(actual, expected)
 }
 
+/** Writes a file whole or not at all. */
+async function replace(file: string, text: string): Promise<void> {
+  const next = `${file}.${process.pid}.next`
+  try {
+    // Readable by its owner alone from its first byte on; a left-over of a crash gives way.
+    await rm(next, { force: true })
+    {
+      await using handle = await open(next, 'wx', 0o600)
+      await handle.writeFile(text)
+      await handle.sync()
+    }
+    await rename(next, file)
+    await using directory = await open(dirname(file), 'r')
+    await directory.sync()
+  } catch (error) {
+    await rm(next, { force: true }).catch(() => {})
+    throw error
+  }
+}
+
 class KnownGoodFile implements LastKnownGood {
   readonly refused: Error | undefined
   readonly #options: LastKnownGoodOptions
@@ -146,6 +227,7 @@ class KnownGoodFile implements LastKnownGood {
   #writing: Promise<void> | undefined
   #timer: NodeJS.Timeout | undefined
   #dirty = false
+  #generation: number
 
   constructor(options: LastKnownGoodOptions, before: Sealed | undefined, refused?: Error) {
     this.#options = options
@@ -153,6 +235,7 @@ class KnownGoodFile implements LastKnownGood {
     this.#before = before
     this.refused = refused
     this.#keys = before?.keys ?? keysOf(options.key, randomBytes(16))
+    this.#generation = before?.generation ?? 0
   }
 
   get(identity: string): { readonly fetched: Fetched; readonly age: number } | undefined {
@@ -236,22 +319,25 @@ class KnownGoodFile implements LastKnownGood {
   async #write(): Promise<void> {
     this.#dirty = false
     const { file, failed } = this.#options
-    const next = `${file}.${process.pid}.next`
     try {
-      // Readable by its owner alone from its first byte on; a left-over of a crash gives way.
-      await rm(next, { force: true })
-      {
-        await using handle = await open(next, 'wx', 0o600)
-        await handle.writeFile(this.#text())
-        await handle.sync()
-      }
-      await rename(next, file)
-      await using directory = await open(dirname(file), 'r')
-      await directory.sync()
+      const record = await readRecord(this.#options)
+      if (typeof record === 'object' && record.salt === this.#keys.salt.toString('base64'))
+        // Another process may write here, too: one that ends while this one starts.
+        this.#generation = Math.max(this.#generation, record.generation)
+      // From the first file on there is a record of its line, whenever the process ends.
+      else await replace(recordOf(file), this.#record())
+      this.#generation++
+      await replace(file, this.#text())
+      await replace(recordOf(file), this.#record())
     } catch (error) {
-      await rm(next, { force: true }).catch(() => {})
       failed(error as Error)
     }
+  }
+
+  #record(): string {
+    const salt = this.#keys.salt.toString('base64')
+    const proof = proofOf(this.#keys, recorded(this.#generation)).toString('base64')
+    return `${JSON.stringify({ salt, generation: this.#generation, proof })}\n`
   }
 
   #text(): string {
@@ -269,6 +355,7 @@ class KnownGoodFile implements LastKnownGood {
       format: FORMAT,
       version: VERSION,
       salt: salt.toString('base64'),
+      generation: this.#generation,
       check
     })
     const whole = `${head}\n${JSON.stringify(entries)}`

@@ -1,11 +1,13 @@
 import { randomBytes } from 'node:crypto'
-import { mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises'
+import { cp, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { openLastKnownGood } from '../../src/vault/last-known-good.ts'
 
 const DAY = 86_400
+/** A file of release 0.6.0, under a key of ones. */
+const EARLIER = join(import.meta.dirname, '../fixtures/known-good-0.6.0.json')
 const value = { value: { user: 'kept-user', password: 'kept-password' }, version: '7' }
 
 async function setUp(t: Test) {
@@ -39,8 +41,8 @@ await t.test('what was kept comes back, and only under its own identity', async 
   const first = await open()
   first.keep('vault-a secret', value, 5)
   await first.close()
-  t.same(await readdir(folder), ['known.bin'], 'nothing else is left')
-  t.equal((await stat(file)).mode & 0o777, 0o600)
+  t.same((await readdir(folder)).sort(), ['known.bin', 'known.bin.generation'], 'nothing else')
+  for (const each of [file, `${file}.generation`]) t.equal((await stat(each)).mode & 0o777, 0o600)
   const text = await readFile(file, 'utf8')
   for (const word of ['kept', 'vault-a', 'secret', 'password'])
     t.notOk(text.includes(word), `no ${word} in it`)
@@ -143,6 +145,95 @@ await t.test('a file that cannot be trusted is refused, and nothing of it used',
   foreign.keep('a', value, 0)
   await foreign.close()
   t.match((await open()).refused?.message, /another POSTERN_VAULT_CACHE_KEY/, 'it is written anew')
+})
+
+await t.test(
+  'an older copy that is put back is refused, a crash between the two files is not',
+  async t => {
+    const { open, file } = await setUp(t)
+    const record = `${file}.generation`
+    const write = async (version: string): Promise<void> => {
+      const store = await open()
+      store.keep('a', { ...value, version }, 0)
+      await store.close()
+    }
+    const versionNow = async (): Promise<string | undefined> =>
+      (await open()).get('a')?.fetched.version
+    const refused = async (reason: RegExp, what: string): Promise<void> => {
+      const store = await open()
+      t.equal((store.refused as { code?: string } | undefined)?.code, 'POSTERN_VAULT_CACHE_REFUSED')
+      t.match(store.refused?.message, reason, what)
+      t.equal(store.get('a'), undefined, what)
+    }
+    await write('1')
+    await cp(file, `${file}.1`)
+    await cp(record, `${record}.1`)
+    await write('2')
+    await cp(file, `${file}.2`)
+    await cp(record, `${record}.2`)
+    t.equal(await versionNow(), '2', 'an honest restart')
+
+    await cp(`${file}.1`, file)
+    await refused(
+      /older copy, of generation 1, and .*known.bin.generation knows of 2/,
+      'rolled back'
+    )
+    await cp(`${file}.2`, file)
+    await cp(`${record}.1`, record)
+    t.equal(await versionNow(), '2', 'a process that ended before it wrote the record')
+    await rm(record)
+    await refused(/known.bin.generation, .* is missing/, 'the record taken away')
+    await writeFile(record, '{"generation":1}')
+    await refused(/known.bin.generation, .* is damaged/, 'the record damaged')
+    const forged = { ...JSON.parse(await readFile(`${record}.2`, 'utf8')), generation: 1 }
+    await writeFile(record, JSON.stringify(forged))
+    await refused(/known.bin.generation, .* is damaged/, 'the record forged')
+
+    await write('3')
+    t.equal(await versionNow(), '3', 'what was refused is written anew')
+    await cp(`${file}.2`, file)
+    await refused(/not the file that .*known.bin.generation is about/, 'one of before that')
+    await write('4')
+    await cp(file, `${file}.4`)
+    await write('5')
+    await cp(`${file}.4`, file)
+    await refused(/older copy/, 'the new one is guarded as well')
+  }
+)
+
+await t.test(
+  'one process that takes over while another ends leaves a file that is used',
+  async t => {
+    const { open } = await setUp(t)
+    const first = await open()
+    first.keep('a', value, 0)
+    await first.close()
+    const ending = await open()
+    const starting = await open()
+    for (const version of ['2', '3', '4']) {
+      ending.keep('a', { ...value, version }, 0)
+      await ending.close()
+    }
+    starting.keep('a', { ...value, version: '5' }, 0)
+    await starting.close()
+    t.equal((await open()).get('a')?.fetched.version, '5')
+  }
+)
+
+await t.test('a file of a release without the record is used until there is one', async t => {
+  const { file, open, wait } = await setUp(t)
+  const key = Buffer.alloc(32, 1)
+  const authored = JSON.parse(await readFile(EARLIER, 'utf8'))
+  await writeFile(file, authored.text)
+  wait((authored.at - Date.now()) / 1000)
+  const store = await open({ key })
+  t.equal(store.refused, undefined)
+  t.same(store.get('a')?.fetched, value)
+  store.keep('a', value, 0)
+  await store.close()
+  t.ok((await open({ key })).get('a'))
+  await writeFile(file, authored.text)
+  t.match((await open({ key })).refused?.message, /older copy, of generation 0/)
 })
 
 await t.test('a folder that cannot be written, or read as a file, is told', async t => {
