@@ -12,6 +12,7 @@ import { claim, listenAt } from './listener/listen.ts'
 import { isHttp2Preface, readPreamble, takeProxyHeader } from './listener/proxy-protocol.ts'
 import { type ParserError, Refusals } from './listener/refusal.ts'
 import { turnsOf } from './listener/turns.ts'
+import type { Logger } from './plugins/plugin.ts'
 import type { ExchangeOptions, RawRequest, RawResponse } from './proxy/exchange.ts'
 import type { Handler } from './proxy/handler.ts'
 import type { CertificateStore, ContextPolicy, Material } from './proxy/tls.ts'
@@ -60,10 +61,14 @@ export interface ServerOptions {
   readonly tls: ClientTls
   readonly handler: Handler
   readonly webSockets: WebSockets
+  readonly log: Logger
   readonly exchange: Omit<ExchangeOptions, 'listener'>
   /** The certificates of new handshakes. */
   certificates(): CertificateStore
 }
+
+/** Milliseconds between two lines that tell of refused connections. */
+const REFUSALS_TOLD = 60_000
 
 /** A listener that is open. */
 export interface Listening {
@@ -163,6 +168,7 @@ export async function openServer(options: ServerOptions): Promise<Listening> {
   if (options.ssl) routePairs(server, options)
   intercept(server, 'connection', (socket, next) => {
     if (!admit(socket)) {
+      tellRefused()
       if (options.ssl || options.proxyProtocol) socket.destroy()
       else refusals.overload(socket)
     } else if (options.proxyProtocol) takeProxyHeader(socket, limits.headerTimeout, next)
@@ -174,6 +180,19 @@ export async function openServer(options: ServerOptions): Promise<Listening> {
     open++
     socket.once('close', () => open--)
     return true
+  }
+  let refused = 0
+  let told = Number.NEGATIVE_INFINITY
+  function tellRefused(): void {
+    refused++
+    const now = performance.now()
+    if (now - told < REFUSALS_TOLD) return
+    told = now
+    options.log.warn(
+      { listen: options.path ?? `${options.host}:${listener.port}`, open, refused },
+      'connections are refused: as many are open as POSTERN_MAX_CONNECTIONS allows this thread'
+    )
+    refused = 0
   }
 
   await app.ready()

@@ -233,6 +233,7 @@ async function listen(): Promise<readonly number[]> {
         tls: { requestCert: settings.sslVerifyClient !== 'off', ticketKeys: data.ticketKeys },
         handler,
         webSockets,
+        log,
         certificates: () => current.certificates,
         exchange: {
           trusted: trustedPeers(settings.trustedIps),

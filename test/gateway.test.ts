@@ -7,6 +7,7 @@ import { dirname, join } from 'node:path'
 import t, { type Test } from 'tap'
 import { startGateway, startUpstream, until } from './harness.ts'
 import { startProcess } from './process.ts'
+import { raw, statuses } from './raw.ts'
 import { startFaultServer } from './vault/fault-server.ts'
 
 // Processes and threads start slowly on a busy machine.
@@ -239,4 +240,22 @@ t.test('the start tells each listener as people read it', async t => {
     http.get({ socketPath: plain!.slice('unix:'.length) }, resolve).on('error', reject)
   )
   t.equal(answer.resume().statusCode, 200)
+})
+
+t.test('refused connections are told, not once for each', async t => {
+  await using upstream = await startUpstream()
+  const { path } = configFile(t, proxied(upstream.url))
+  await using gateway = await startProcess(path, { POSTERN_MAX_CONNECTIONS: '1' })
+  const port = Number(new URL(gateway.url).port)
+  const held = net.connect(port, '127.0.0.1')
+  t.teardown(() => held.destroy())
+  const GET = 'GET / HTTP/1.1\r\nHost: a\r\n\r\n'
+  held.write(GET)
+  await once(held, 'data')
+  for (let i = 0; i < 3; i++) t.same(statuses(await raw(port, GET)), [503])
+  const told = (): readonly object[] =>
+    gateway.lines().filter(({ msg }) => msg.includes('POSTERN_MAX_CONNECTIONS'))
+  await until(() => told().length > 0, 'the line')
+  t.match(told(), [{ level: 'warn', listen: `127.0.0.1:${port}`, open: 1, refused: 1 }])
+  t.equal(told().length, 1)
 })

@@ -12,10 +12,7 @@ const REFUSALS: Readonly<Record<string, Refusal>> = {
   ERR_HTTP_REQUEST_TIMEOUT: ['408 Request Timeout', 'Request timeout']
 }
 const METHOD_NOT_ALLOWED: Refusal = ['405 Method Not Allowed', 'Method not allowed']
-const UNAVAILABLE: Refusal = [
-  '503 Service Unavailable',
-  'The upstream server is currently unavailable'
-]
+const TOO_MANY: Refusal = ['503 Service Unavailable', 'Too many connections']
 
 const REFUSED = Symbol('refused')
 type Refusable = Socket & { [REFUSED]?: true }
@@ -65,15 +62,16 @@ export class Refusals {
   /** More connections than may be open. */
   overload(socket: Socket): void {
     socket.on('error', () => {})
-    this.#answer(socket, UNAVAILABLE)
+    this.#answer(socket, TOO_MANY)
   }
 
   #answer(socket: Socket, [status, message]: Refusal): void {
     const id = crypto.randomUUID().replaceAll('-', '')
     const body = `${message}\nrequest_id: ${id}\n`
     socket.write(
+      // RFC 9110 §6.6.1: whoever has a clock dates what it refuses, too.
       `HTTP/1.1 ${status}\r\nContent-Type: text/plain; charset=utf-8\r\n` +
-        `${this.#fields(id)}Content-Length: ${body.length}\r\nConnection: close\r\n\r\n${body}`
+        `Date: ${new Date().toUTCString()}\r\n${this.#fields(id)}Content-Length: ${body.length}\r\nConnection: close\r\n\r\n${body}`
     )
     linger(socket)
   }

@@ -5,6 +5,8 @@ import t from 'tap'
 import { startGateway, startUpstream, until } from '../harness.ts'
 import { raw, statuses } from '../raw.ts'
 
+const DATE = /^date: [^\r\n]+ GMT\r$/im
+
 await t.test('limits and time-outs of clients, beside good traffic', async t => {
   await using upstream = await startUpstream()
   await using gateway = await startGateway(
@@ -39,6 +41,7 @@ await t.test('limits and time-outs of clients, beside good traffic', async t => 
   for (const answer of slow) {
     t.same(statuses(answer), [408])
     t.match(answer, /Request timeout/)
+    t.match(answer, DATE)
     t.match(answer, /connection: close/i)
   }
   const asked = async (bytes: string, status: number, message: string) => {
@@ -46,6 +49,7 @@ await t.test('limits and time-outs of clients, beside good traffic', async t => 
     t.same(statuses(answer), [status])
     t.match(answer, message)
     t.match(answer, /connection: close/i)
+    t.match(answer, DATE)
   }
   await asked(`GET /${'a'.repeat(1000)} HTTP/1.1\r\nHost: a\r\n\r\n`, 414, 'URI too long')
   await asked(`GET /${'a'.repeat(100_000)} HTTP/1.1\r\nHost: a\r\n\r\n`, 414, 'URI too long')
@@ -135,6 +139,8 @@ await t.test('more connections than may be open are refused at once', async t =>
   const answer = await raw(gateway.port, GET)
   t.same(statuses(answer), [503])
   t.match(answer, /connection: close/i)
+  t.match(answer, 'Too many connections')
+  t.match(answer, DATE)
   held[0]!.write(GET)
   await once(held[0]!, 'data')
   t.pass('those that are open go on')
