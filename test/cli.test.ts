@@ -380,14 +380,14 @@ t.test(
   async t => {
     const root = secrets(t, { port: 'no port' })
     const path = file(`${VALID}vaults:
-  - prefix: jwt
-    name: conjur
-    config: { endpoint_url: "http://127.0.0.1:1", account: a, auth_method: jwt }
+  - prefix: ruled
+    name: hcv
+    config: { token: t, mount: sys }
 plugins:
   - name: http-log
     config:
       http_endpoint: http://127.0.0.1:1
-      headers: { A: "{vault://jwt/x/y}", B: "{vault://hcv/x/y}" }
+      headers: { A: "{vault://ruled/x/y}", B: "{vault://hcv/x/y}" }
 `)
     const env = {
       POSTERN_VAULT_FS_PREFIX: root,
@@ -400,7 +400,7 @@ plugins:
     ])
     t.equal(json.code, 1)
     t.match(JSON.parse(json.stdout).problems, [
-      { code: 'POSTERN_VAULT_SETTINGS', message: /service_id/, fix: /Correct the vault's config/ },
+      { code: 'POSTERN_VAULT_SETTINGS', message: /mount "sys"/, fix: /Correct the vault's config/ },
       { code: 'POSTERN_VAULT_SETTINGS', message: /port: expected an integer/ }
     ])
     t.match(got, { code: 1, stderr: /port: expected an integer.* \[POSTERN_VAULT_SETTINGS\]$/m })

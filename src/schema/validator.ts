@@ -313,6 +313,13 @@ function union(error: ErrorObject): Finding {
   return { message, fix: 'Write one of the forms the field takes' }
 }
 
+function patternFix(pattern: string, schema: ErrorObject['parentSchema']): string {
+  if (pattern === '\\S') return 'It is blank: give it a value, or leave it out'
+  const { examples } = (schema ?? {}) as { readonly examples?: readonly unknown[] }
+  const like = examples === undefined ? '' : `, ${examples.map(String).join(' or ')} say`
+  return `Write text that matches ${pattern}${like}`
+}
+
 function bound({ keyword, params, parentSchema, message }: ErrorObject): Finding {
   const { minimum, maximum } = (parentSchema ?? {}) as Record<string, unknown>
   const limit = String(params.limit)
@@ -349,7 +356,7 @@ function bound({ keyword, params, parentSchema, message }: ErrorObject): Finding
     case 'uniqueItems':
       return { message: 'the same item stands twice', fix: 'Remove one of them' }
     case 'pattern':
-      return { message: 'invalid value', fix: `Write text that matches ${String(params.pattern)}` }
+      return { message: 'invalid value', fix: patternFix(String(params.pattern), parentSchema) }
     default:
       return { message: message ?? 'invalid value', fix: 'Correct the value' }
   }

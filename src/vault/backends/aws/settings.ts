@@ -1,9 +1,12 @@
-import { type Static, Type } from 'typebox'
+import { type Static, type TSchema, Type } from 'typebox'
 import { VaultMisconfigured } from '../../../errors.ts'
+import { requireIf } from '../require-if.ts'
 
 const text = (description: string) => Type.Optional(Type.String({ minLength: 1, description }))
 const url = (description: string) =>
-  Type.Optional(Type.String({ pattern: '^https?://', description }))
+  Type.Optional(
+    Type.String({ pattern: '^https?://[^/]', examples: ['https://vpce.internal'], description })
+  )
 
 const REGION = '^[a-z]{2,8}(-[a-z]+)+-[0-9]{1,2}$'
 
@@ -22,12 +25,12 @@ const connection = {
   endpoint_url: url('Another endpoint, of a VPC say. Default: that of the region.')
 }
 
-/** The settings of a vault of type aws, by Kong's names where Kong has them. */
-export const awsSchema = Type.Object(
+const shape = Type.Object(
   {
     region: Type.Optional(
       Type.String({
         pattern: REGION,
+        examples: ['eu-central-1'],
         description: 'Default `AWS_REGION`, `AWS_DEFAULT_REGION` or the region of the profile.'
       })
     ),
@@ -37,13 +40,24 @@ export const awsSchema = Type.Object(
   { additionalProperties: false }
 )
 
+/** The settings of a vault of type aws, by Kong's names where Kong has them. */
+export const awsSchema: TSchema = {
+  ...shape,
+  // Keys come in pairs; a session is that of a pair.
+  allOf: [
+    ['access_key_id', 'secret_access_key'],
+    ['secret_access_key', 'access_key_id'],
+    ['session_token', 'access_key_id']
+  ].map(([given, needed]) => requireIf({ required: [given] }, needed!))
+} as unknown as TSchema
+
 /** What a reference may not override: who asks, and where. Another region is asked as the same. */
 export const protectedFields: readonly string[] = [
   ...Object.keys(connection),
   ...Object.keys(identity)
 ]
 
-export type AwsSettings = Static<typeof awsSchema>
+export type AwsSettings = Static<typeof shape>
 
 /** Throws VaultMisconfigured for what would be sent to AWS only to be refused there. */
 export function settingsOf(config: Readonly<Record<string, unknown>>): AwsSettings {

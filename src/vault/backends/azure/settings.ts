@@ -12,12 +12,14 @@ const text = (description: string) => Type.Optional(Type.String({ pattern: '\\S'
 
 const fields = {
   vault_uri: Type.String({
-    pattern: '^https://',
+    pattern: '^https://[^/]',
+    examples: ['https://my-vault.vault.azure.net'],
     description: 'Where the vault is, `https://my-vault.vault.azure.net` say.'
   }),
   credentials_prefix: Type.Optional(
     Type.String({
       pattern: '^[A-Za-z_][A-Za-z0-9_]*$',
+      examples: ['AZURE'],
       description:
         'How the names of the variables begin that this identity is read from. Default `AZURE`.'
     })
@@ -40,7 +42,8 @@ const fields = {
   federated_token_file: text('The token of the workload. Default `<PREFIX>_FEDERATED_TOKEN_FILE`.'),
   authority_host: Type.Optional(
     Type.String({
-      pattern: '^https://',
+      pattern: '^https://[^/]',
+      examples: ['https://login.microsoftonline.com'],
       description:
         'Where identities are proved. Default `<PREFIX>_AUTHORITY_HOST`, else `https://login.microsoftonline.com`.'
     })

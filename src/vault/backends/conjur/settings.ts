@@ -1,12 +1,16 @@
-import { type Static, Type } from 'typebox'
+import { type Static, type TSchema, Type } from 'typebox'
 import { VaultMisconfigured } from '../../../errors.ts'
+import { requireIf } from '../require-if.ts'
 
 const text = (description: string) => Type.Optional(Type.String({ minLength: 1, description }))
 
-/** The settings of a vault of type conjur, by Kong's names where Kong has them. */
-export const conjurSchema = Type.Object(
+const shape = Type.Object(
   {
-    endpoint_url: Type.String({ pattern: '^https?://', description: 'Address of the server.' }),
+    endpoint_url: Type.String({
+      pattern: '^https?://[^/]',
+      examples: ['https://conjur.internal'],
+      description: 'Address of the server.'
+    }),
     account: Type.String({ minLength: 1, description: 'The organisation account.' }),
     auth_method: Type.Optional(
       Type.Unsafe<'api_key' | 'jwt'>({
@@ -29,10 +33,27 @@ export const conjurSchema = Type.Object(
   { additionalProperties: false }
 )
 
-/** Everything says who asks, or where. */
-export const protectedFields: readonly string[] = Object.keys(conjurSchema.properties)
+const byKey = { properties: { auth_method: { const: 'api_key' } } }
+const byToken = {
+  properties: { auth_method: { const: 'jwt' } },
+  required: ['auth_method']
+}
 
-export type ConjurSettings = Static<typeof conjurSchema>
+/** The settings of a vault of type conjur, by Kong's names where Kong has them. */
+export const conjurSchema: TSchema = {
+  ...shape,
+  allOf: [
+    requireIf(byKey, 'login'),
+    requireIf(byKey, 'api_key'),
+    requireIf(byToken, 'service_id'),
+    requireIf({ ...byToken, not: { required: ['jwt'] } }, 'jwt_file', ['jwt'])
+  ]
+} as unknown as TSchema
+
+/** Everything says who asks, or where. */
+export const protectedFields: readonly string[] = Object.keys(shape.properties)
+
+export type ConjurSettings = Static<typeof shape>
 
 /** Throws VaultMisconfigured for settings no login could be made with. */
 export function settingsOf(config: Readonly<Record<string, unknown>>): ConjurSettings {

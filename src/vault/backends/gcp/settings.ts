@@ -9,11 +9,16 @@ const connection = {
   location: Type.Optional(
     Type.String({
       pattern: LOCATION,
+      examples: ['europe-west3'],
       description: 'Where regional secrets are kept. Default: the secrets are global.'
     })
   ),
   endpoint_url: Type.Optional(
-    Type.String({ pattern: '^https?://', description: 'Another endpoint of the API.' })
+    Type.String({
+      pattern: '^https?://[^/]',
+      examples: ['https://secretmanager.internal'],
+      description: 'Another endpoint of the API.'
+    })
   )
 }
 const identity = {
@@ -36,7 +41,11 @@ const identity = {
 /** The settings of a vault of type gcp, by Kong's names where Kong has them. */
 export const gcpSchema = Type.Object(
   {
-    project_id: Type.String({ pattern: PROJECT, description: 'Id or number of the project.' }),
+    project_id: Type.String({
+      pattern: PROJECT,
+      examples: ['my-project-123'],
+      description: 'Id or number of the project.'
+    }),
     ...connection,
     ...identity
   },

@@ -1,5 +1,6 @@
 import { type Static, type TSchema, Type } from 'typebox'
 import { VaultMisconfigured } from '../../../errors.ts'
+import { requireIf } from '../require-if.ts'
 
 const BLANK_FREE = '\\S'
 
@@ -81,7 +82,11 @@ const authentication = {
   jwt_auth_path: named('jwt: path of the auth method. Default `jwt`.'),
   jwt_token_file: named('jwt: a file holding the JWT, instead of asking an identity provider.'),
   oauth2_token_endpoint: Type.Optional(
-    Type.String({ pattern: '^https?://', description: 'jwt: token endpoint of the provider.' })
+    Type.String({
+      pattern: '^https?://[^/]',
+      examples: ['https://login.internal/oauth2/token'],
+      description: 'jwt: token endpoint of the provider.'
+    })
   ),
   oauth2_client_id: named('jwt: client id at the identity provider.'),
   oauth2_client_secret: named('jwt: client secret at the identity provider.'),
@@ -104,7 +109,11 @@ const authentication = {
   aws_access_key_id: named('aws_iam: with `aws_secret_access_key`, else the default chain.'),
   aws_secret_access_key: named('aws_iam: with `aws_access_key_id`.'),
   aws_sts_endpoint_url: Type.Optional(
-    Type.String({ pattern: '^https?://', description: 'aws_iam: another STS, to assume the role.' })
+    Type.String({
+      pattern: '^https?://[^/]',
+      examples: ['https://sts.eu-central-1.amazonaws.com'],
+      description: 'aws_iam: another STS, to assume the role.'
+    })
   ),
   aws_assume_role_arn: named('aws_iam: a role to assume first.'),
   aws_role_session_name: named('aws_iam: name of its session. Default `postern`.'),
@@ -154,12 +163,6 @@ const PAIRS: readonly (readonly [SettingName, SettingName])[] = [
   ['ssl_cert_key', 'ssl_cert']
 ]
 
-/** Requires a setting where a condition holds. */
-function requireIf(condition: object, setting: string): object {
-  // biome-ignore lint/suspicious/noThenProperty: a keyword of JSON Schema
-  return { if: condition, then: { required: [setting] } }
-}
-
 /** What each method needs unless an alternative is there, and what comes together. */
 function requirements(): readonly object[] {
   const needed = Object.entries(NEEDS).flatMap(([method, needs]) => {
@@ -169,10 +172,31 @@ function requirements(): readonly object[] {
     }
     return needs.map(([setting, ...others]) => {
       const without = { not: { anyOf: others.map(name => ({ required: [name] })) } }
-      return requireIf(others.length === 0 ? chosen : { ...chosen, ...without }, setting!)
+      return requireIf(others.length === 0 ? chosen : { ...chosen, ...without }, setting!, others)
     })
   })
-  return [...needed, ...PAIRS.map(([one, other]) => requireIf({ required: [one] }, other))]
+  return [
+    ...needed,
+    ...PAIRS.map(([one, other]) => requireIf({ required: [one] }, other)),
+    OVER_TLS
+  ]
+}
+
+/** A client certificate is shown over TLS alone. */
+const OVER_TLS = {
+  if: { properties: { auth_method: { const: 'cert' } }, required: ['auth_method'] },
+  // biome-ignore lint/suspicious/noThenProperty: a keyword of JSON Schema
+  then: {
+    properties: {
+      protocol: {
+        type: 'string',
+        const: 'https',
+        referenceable: true,
+        description: 'https, since a certificate is shown over TLS alone'
+      }
+    },
+    required: ['protocol']
+  }
 }
 
 const shape = Type.Object(fields, { additionalProperties: false })
