@@ -48,6 +48,46 @@ await t.test('without a source there is no line', async t => {
   }
 })
 
+await t.test(
+  'an outage is one screen: a line for each reference and place under its cause',
+  async t => {
+    const missing = (vault: string, n: number, cause: string): Problem => ({
+      code: 'POSTERN_VAULT_UNREACHABLE',
+      message: `{vault://${vault}/r${n}/key} has no value: The vault could not be asked for r${n}: ${cause}`,
+      fix: 'Check the network.',
+      place: { file: 'postern.yaml', line: 3, column: n + 10, path: `consumers[${n}].key` },
+      reference: `{vault://${vault}/r${n}/key}`
+    })
+    const problems = [
+      at(3, 14),
+      ...[1, 2, 13].map(n => missing('one', n, 'it answered 503')),
+      missing('one', 4, 'no answer within 10 s'),
+      missing('two', 5, 'it answered 503')
+    ]
+    const lines = renderProblems(problems, { color: false, source: SOURCE }).split('\n')
+    t.same(lines.slice(5), [
+      '3 references without a value, vault one: The vault could not be asked for it: it answered 503',
+      '  postern.yaml:3:11 consumers[1].key   {vault://one/r1/key}',
+      '  postern.yaml:3:12 consumers[2].key   {vault://one/r2/key}',
+      '  postern.yaml:3:23 consumers[13].key  {vault://one/r13/key}',
+      '  Check the network. [POSTERN_VAULT_UNREACHABLE]',
+      '',
+      '1 reference without a value, vault one: The vault could not be asked for it: no answer within 10 s',
+      '  postern.yaml:3:14 consumers[4].key  {vault://one/r4/key}',
+      '  Check the network. [POSTERN_VAULT_UNREACHABLE]',
+      '',
+      '1 reference without a value, vault two: The vault could not be asked for it: it answered 503',
+      '  postern.yaml:3:15 consumers[5].key  {vault://two/r5/key}',
+      '  Check the network. [POSTERN_VAULT_UNREACHABLE]',
+      '',
+      '6 problems',
+      ''
+    ])
+    const few = renderProblems(problems.slice(0, 5), { color: false, source: SOURCE })
+    t.equal(few.match(/\^/g)?.length, 5, 'few show their lines')
+  }
+)
+
 await t.test('the source may be given by file; settings have a name and no line', async t => {
   const shown = renderProblems([at(2, 5), at(1, 1, { file: 'environment', path: 'POSTERN_X' })], {
     color: false,
