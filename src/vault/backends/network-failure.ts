@@ -32,9 +32,23 @@ export function networkFailure(error: unknown): string {
   if (name === 'SyntaxError') return 'its answer cannot be read'
   if (typeof code === 'string' && CODE.test(code)) {
     const meaning = MEANINGS[code]
-    return meaning === undefined ? code : code === 'ABORT_ERR' ? meaning : `${meaning} (${code})`
+    if (meaning === undefined) return code
+    return code === 'ABORT_ERR' ? meaning : `${meaning} (${code}${placeOf(error)})`
   }
   return plainName(name) ?? 'it failed for an unknown reason'
+}
+
+/** The address or name that was tried, which may be that of a proxy. */
+function placeOf(error: unknown): string {
+  // Of a name with several addresses each has its error.
+  const { errors: [first = error] = [] } = error as { readonly errors?: readonly unknown[] }
+  const { address, port, hostname } = first as {
+    readonly address?: string
+    readonly port?: number
+    readonly hostname?: string
+  }
+  if (address !== undefined && port !== undefined) return ` ${address}:${port}`
+  return hostname === undefined ? '' : ` ${hostname}`
 }
 
 /** The name of an error or code as told by a service, if it is a plain word; else undefined. */

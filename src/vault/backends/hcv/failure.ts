@@ -5,6 +5,7 @@ import {
   VaultThrottled,
   VaultUnreachable
 } from '../../../errors.ts'
+import { networkFailure } from '../network-failure.ts'
 
 /** An answer of the vault that is none of 2xx. Its message is safe; `errors` may echo anything. */
 export class VaultAnswerError extends Error {
@@ -123,7 +124,8 @@ export function failureOf(error: unknown): string {
   // Those of signals, whose code is a number in web APIs.
   if (name === 'TimeoutError' || name === 'AbortError') return 'no answer in time'
   const told = NETWORK[code ?? '']
-  return told === undefined ? (code ?? message) : `${told} (${code})`
+  if (told !== undefined) return `${told} (${code})`
+  return code === undefined ? message : networkFailure(error)
 }
 
 function classifyAnswer(answer: VaultAnswerError, subject: string): Error {
