@@ -174,7 +174,11 @@ await t.test('the chart spreads pods as its values say', { skip: lacks }, async 
 await t.test('the chart with other values', { skip: lacks }, async t => {
   const all = render({
     env: { POSTERN_MAX_BODY_SIZE: 10_000_000, POSTERN_VAULT_AWS_REGION: 'eu-central-1' },
+    // A chart that has this one as its dependency hands it this.
+    global: {},
+    imagePullSecrets: [{ name: 'registry' }],
     secretName: 'edge-secrets',
+    tlsSecretName: 'edge-tls',
     serviceAccount: {
       annotations: { 'eks.amazonaws.com/role-arn': 'arn:aws:iam::1:role/edge' },
       podLabels: { 'azure.workload.identity/use': 'true' }
@@ -204,10 +208,14 @@ await t.test('the chart with other values', { skip: lacks }, async t => {
   const env = new Map(pod.containers[0]!.env.map(({ name, value }) => [name, value]))
   t.equal(env.get('POSTERN_MAX_BODY_SIZE'), '10000000')
   t.equal(env.get('POSTERN_VAULT_FS_PREFIX'), '/run/secrets/postern')
+  t.equal(env.get('POSTERN_SSL_CERT'), '/run/secrets/tls/tls.crt')
+  t.equal(env.get('POSTERN_SSL_CERT_KEY'), '/run/secrets/tls/tls.key')
   t.match(pod, {
+    imagePullSecrets: [{ name: 'registry' }],
     volumes: [
       { name: 'config' },
       { name: 'secrets', secret: { secretName: 'edge-secrets' } },
+      { name: 'tls', secret: { secretName: 'edge-tls' } },
       {
         name: 'vault-token',
         projected: { sources: [{ serviceAccountToken: { audience: 'vault' } }] }
