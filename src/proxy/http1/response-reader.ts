@@ -173,6 +173,8 @@ export class ResponseReader {
       throw new errors.HeadersOverflowError()
     }
     if (end === -1) {
+      // Where lines end in a bare LF that end never comes.
+      if (hasBareLineFeed(bytes, Math.max(start, before))) throw unsafe('head')
       this.#partial = owned(bytes.subarray(start))
       return chunk.length
     }
@@ -319,6 +321,7 @@ export class ResponseReader {
       throw new errors.HeadersOverflowError()
     }
     if (!empty && found === -1) {
+      if (hasBareLineFeed(bytes, Math.max(start, before))) throw unsafe('trailers')
       this.#partial = owned(bytes.subarray(start))
       return chunk.length
     }
@@ -342,6 +345,14 @@ export class ResponseReader {
     this.#state = IDLE
     this.#sink.onEnd(this.#trailers, this.#reusable)
   }
+}
+
+/** Whether an LF without a CR before it stands at or after `from`. */
+function hasBareLineFeed(bytes: Buffer, from: number): boolean {
+  for (let at = bytes.indexOf(10, from); at !== -1; at = bytes.indexOf(10, at + 1)) {
+    if (bytes[at - 1] !== 13) return true
+  }
+  return false
 }
 
 /** Field lines from `at` on, without the CRLF of the last (RFC 9112 §5). */

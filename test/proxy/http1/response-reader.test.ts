@@ -306,3 +306,18 @@ await t.test('no bytes at all make it fail in another way', async t => {
     })
   )
 })
+
+await t.test('lines that end in a bare LF are refused at once, not waited for', async t => {
+  const chunked = `${OK}Transfer-Encoding: chunked\r\n\r\n0\r\n`
+  for (const text of [
+    'HTTP/1.1 200 OK\nContent-Length: 2\n\nok',
+    `${OK}Content-Length: 2\r\n\nok`,
+    '\n',
+    `${chunked}X: y\n\n`,
+    `${chunked}X: y\r\nZ: 1\n`
+  ]) {
+    const cuts = Array.from({ length: text.length }, (_, i) => i + 1)
+    t.throws(() => read(text), { code: 'HPE_INVALID_RESPONSE', message: /bare line break/ })
+    t.throws(() => read(text, 'GET', cuts), { code: 'HPE_INVALID_RESPONSE' })
+  }
+})
