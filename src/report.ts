@@ -89,6 +89,7 @@ function causeOf({ message, reference }: Problem): string {
   const { resource } = parseReference(reference!)
   return message
     .replace(`${reference} has no value: `, '')
+    .replace(reference!, 'it')
     .replace(` ${resource}: `, ' it: ')
     .replace(` at ${resource} `, ' there ')
 }

@@ -160,6 +160,11 @@ await t.test('a value that does not fit its field changes nothing', async t => {
   const { references } = (await gateway.status('/vaults')).json()
   t.match(references, [{ reference: '{vault://fs/endpoint}', state: 'invalid', failures: 1 }])
   t.notMatch(JSON.stringify(references), 'no url at all')
+  t.match(
+    references[0].last_error,
+    /^[^\n]*http_endpoint: missing scheme in url[^\n]*$/,
+    'one line'
+  )
   await gateway.fetch('/after')
   await until(() => collector.requests.length === 1, 'a record at the endpoint that stayed')
   await secrets.write('endpoint', `${collector.url}/moved`)
@@ -167,4 +172,21 @@ await t.test('a value that does not fit its field changes nothing', async t => {
     await gateway.fetch('/again')
     return collector.requests.some(({ url }) => url === '/moved')
   }, 'the corrected endpoint to be taken over')
+})
+
+await t.test('a value that lost its member is refused, and shown so', async t => {
+  const secrets = await secretsFolder(t.teardown)
+  await using upstream = await startUpstream()
+  await secrets.write('anna.json', '{"password":"first-password"}')
+  await using gateway = await startGateway(
+    withPassword(upstream.url, { username: 'anna', password: '{vault://fs/anna.json/password}' }),
+    { env: { POSTERN_VAULT_FS_PREFIX: secrets.root } }
+  )
+  await secrets.write('anna.json', '{"secret":"second-password"}')
+  t.equal(await gateway.gateway.refresh(), 0)
+  const headers = { authorization: basic('anna', 'first-password') }
+  t.equal((await gateway.fetch('/', { headers })).status, 200)
+  const { references } = (await gateway.status('/vaults')).json()
+  t.match(references, [{ state: 'invalid', last_error: /no member "password"/ }])
+  t.equal((await gateway.status('/status/ready')).status, 200)
 })

@@ -1,3 +1,4 @@
+import { ConfigError, formatProblem } from '../errors.ts'
 import type { Resource, Source } from './cache.ts'
 import type { Observe } from './observation.ts'
 import type { Reference } from './reference.ts'
@@ -361,7 +362,7 @@ class Rotating implements Rotation {
       return changes.size
     } catch (error) {
       if (findings.length === 1) {
-        this.#refuse(findings[0]!.group, (error as Error).message)
+        this.#refuse(findings[0]!.group, reasonOf(error))
         return 0
       }
     }
@@ -446,6 +447,13 @@ function stampOf({ revision, failure, current, rejected, reads }: Resource): str
   const again = rejected === undefined ? '' : reads
   const holds = current === undefined ? 'nothing' : `version ${current.version}`
   return `${revision} ${failure?.state ?? 'ok'} ${holds} ${again}`
+}
+
+/** On one line: it stands in logs and in answers of the status API. */
+function reasonOf(error: unknown): string {
+  return error instanceof ConfigError
+    ? error.problems.map(formatProblem).join('; ')
+    : (error as Error).message
 }
 
 function nameOf(outcome: Outcome | undefined): string {

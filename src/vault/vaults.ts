@@ -582,17 +582,18 @@ function statusOf(tracked: Tracked, now: number, next: number): ReferenceStatus 
   const { reference, held } = tracked
   const { resource } = held
   const outcome = outcomeOfTracked(tracked)
-  const standing =
-    resource.rejected !== undefined
-      ? 'invalid'
-      : resource.failure !== undefined && resource.age !== undefined
-        ? 'stale'
-        : 'ok'
+  // What was read last may lack what the value in force has: that one serves on.
+  const refused = resource.rejected !== undefined && resource.current !== undefined
+  const standing = refused
+    ? 'invalid'
+    : resource.failure !== undefined && resource.age !== undefined
+      ? 'stale'
+      : 'ok'
   return {
     reference: reference.text,
     vault: reference.vault,
     resource: reference.resource,
-    state: outcome.state === 'ok' ? standing : outcome.state,
+    state: outcome.state === 'ok' || refused ? standing : outcome.state,
     version: outcome.state === 'ok' ? outcome.version : undefined,
     age: resource.age === undefined ? undefined : Math.round(resource.age),
     next_refresh: Number.isFinite(next) ? Math.max(0, Math.round((next - now) / 1000)) : undefined,

@@ -273,7 +273,10 @@ await t.test('a value that turned unusable never replaces a good one', async t =
   pass(1)
   t.equal(await rotation.tick(), 0, 'no half of the pair either')
   t.same(published, [])
-  t.match(set.status(), [{ state: 'invalid' }, { state: 'absent' }])
+  t.match(set.status(), [
+    { state: 'invalid', last_error: /no member "word"/ },
+    { state: 'invalid', last_error: /no member "word"/ }
+  ])
   script.answers.set('pair', { value: { user: 'u3', word: 'w3' } })
   pass(2)
   t.equal(await rotation.tick(), 2)
