@@ -70,6 +70,8 @@ export interface ServerOptions {
 /** Milliseconds between two lines that tell of refused connections. */
 const REFUSALS_TOLD = 60_000
 
+const METHODS: ReadonlySet<string> = new Set(http.METHODS)
+
 /** A listener that is open. */
 export interface Listening {
   /** 0 for a Unix socket. */
@@ -107,10 +109,14 @@ export async function openServer(options: ServerOptions): Promise<Listening> {
     // The router is ours: Fastify's sees one path and never judges the client's.
     rewriteUrl: () => '/',
     serverFactory(serve) {
-      for (const each of [server, second]) {
-        each?.on('request', serve as never)
-        each?.on('checkContinue', serve as never)
-        each?.on('checkExpectation', serve as never)
+      // Fastify would answer methods it does not know; over HTTP/1.1 none of them comes this far.
+      const serveHttp2 = (raw: Http2ServerRequest, response: Http2ServerResponse): void => {
+        if (METHODS.has(raw.method)) serve(raw as never, response as never)
+        else takeOver(raw, response, raw.url)
+      }
+      for (const event of ['request', 'checkContinue', 'checkExpectation']) {
+        server.on(event, serve as never)
+        second?.on(event, serveHttp2)
       }
       return server as never
     },

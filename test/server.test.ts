@@ -160,6 +160,13 @@ await t.test('HTTP/2: requests, bodies, repeated headers, errors', async t => {
     host: 'another.example'
   })
   t.equal(doubted.answer[':status'], 400, 'RFC 9113 §8.3.1: one authority')
+  for (const headers of [{}, { expect: '100-continue' }]) {
+    const unknown = await call({ ':path': '/in', ':method': 'FOO', ...headers })
+    t.equal(unknown.answer[':status'], 400, 'a method that HTTP/1.1 would not take')
+    t.match(unknown.text, /^Bad request\nrequest_id: [0-9a-f]{32}\n$/)
+  }
+  const searched = await call({ ':path': '/in', ':method': 'PROPFIND' })
+  t.equal(JSON.parse(searched.text).method, 'PROPFIND')
 })
 
 await t.test(

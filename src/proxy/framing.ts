@@ -1,4 +1,4 @@
-import type { IncomingHttpHeaders } from 'node:http'
+import { type IncomingHttpHeaders, METHODS } from 'node:http'
 import { splitTarget } from './path.ts'
 
 /** Why a request is refused before anything looks at it. */
@@ -113,9 +113,12 @@ function http1Problem(request: Framed, target: string): FramingProblem | undefin
   return undefined
 }
 
+/** The methods of HTTP/1.1's parser, which refuses any other with 400; HTTP/2's leaves that to us. */
+const KNOWN: ReadonlySet<string | undefined> = new Set(METHODS)
+
 /** RFC 9113 §8.3.1: a path that begins with a slash, and one authority however often it is named. */
 function http2Problem(request: Framed, target: string): FramingProblem | undefined {
-  if (target.charCodeAt(0) !== 47) return BAD_REQUEST
+  if (target.charCodeAt(0) !== 47 || !KNOWN.has(request.method)) return BAD_REQUEST
   const { rawHeaders } = request
   let authority: string | undefined
   for (let i = 0; i < rawHeaders.length; i += 2) {

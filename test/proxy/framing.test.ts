@@ -140,6 +140,9 @@ await t.test('HTTP/2', async t => {
   t.equal(status(h2(authority), '*'), 400)
   t.equal(status(h2(authority), '/a\\b'), 400)
   t.equal(status(h2(authority, { method: 'CONNECT' }), ''), 405)
+  t.equal(status(h2(authority, { method: 'PROPFIND' })), undefined)
+  t.equal(status(h2(authority, { method: 'FOO' })), 400)
+  t.equal(status(h2(authority, { method: 'get' })), 400)
 })
 
 await t.test('a .. that shows once encoded slashes are decoded', async t => {
