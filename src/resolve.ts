@@ -190,9 +190,10 @@ export async function prepareSettings(
       if (outcome.state === 'ok') resolved.set(text, outcome.value)
     }
   }
+  let lastKnownGood: LastKnownGood | undefined
   try {
     await load(collected.references.filter(({ name }) => CACHE_SETTINGS.has(name)))
-    const lastKnownGood = keeps ? await openCache(collected, resolved, vaultLog) : undefined
+    lastKnownGood = keeps ? await openCache(collected, resolved, vaultLog) : undefined
     if (lastKnownGood !== undefined) vaults.useLastKnownGood(lastKnownGood)
     await load(collected.references)
     maskOutcomes(outcomes, 'setting ')
@@ -220,6 +221,8 @@ export async function prepareSettings(
     }
   } catch (error) {
     await vaults.close()
+    // What was denied must not come back at the next start.
+    await lastKnownGood?.close()
     throw error
   }
 }

@@ -69,7 +69,7 @@ const UNHELD: Freshness = {
 const BACKOFF_BASE = 1000
 /** Longest pause while the vault gives no answer: short, for it ends an outage. */
 const UNREACHABLE_CAP = 30_000
-/** The same while there is no value that serves meanwhile. */
+/** The same while there is no value that serves meanwhile, or one of an earlier process. */
 const WITHOUT_VALUE_CAP = 5000
 /** Longest pause of the back-off after any other failure. */
 const REFUSED_CAP = 300_000
@@ -335,7 +335,8 @@ export class Resource {
     this.#failure = { state, code, message }
     if (state === 'absent' || state === 'denied') this.#gone()
     const minimum = state === 'absent' || state === 'denied' ? this.freshness.negTtl * 1000 : 0
-    const unreachable = this.current === undefined ? WITHOUT_VALUE_CAP : UNREACHABLE_CAP
+    const provisional = this.current === undefined || this.#restored
+    const unreachable = provisional ? WITHOUT_VALUE_CAP : UNREACHABLE_CAP
     this.#failures++
     this.#backOff(this.#setbacks++, state === 'unreachable' ? unreachable : REFUSED_CAP, minimum)
   }

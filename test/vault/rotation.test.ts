@@ -399,3 +399,31 @@ await t.test('the timer looks each interval, and short ttls are told', async t =
   t.match(lines, [{ level: 'warn', message: /ttl is shorter than the rotation interval of 0.1 s/ }])
   await until(() => published.length >= 3, 'three rotations')
 })
+
+await t.test(
+  'what is of an earlier process is asked for again soon, however long that fails',
+  async t => {
+    const script = scriptedBackend()
+    const { vaults, now, pass } = vaultsOn([script.type])
+    t.teardown(() => vaults.close())
+    const set = vaults.prepare([])
+    script.answers.set('a', new VaultUnreachable('a', 'it is away'))
+    const texts = [reference('scripted/a')]
+    await set.load(texts)
+    const resource = set.resourceOf(texts[0]!.text)!
+    const pauseAfter = async (failures: number): Promise<number> => {
+      for (let i = 0; i < failures; i++) {
+        pass(60)
+        await resource.join()
+      }
+      return resource.dueAt - now()
+    }
+    resource.restore({ value: 'kept' }, 60)
+    t.equal(await pauseAfter(10), 5000)
+    t.same(resource.current, { value: 'kept' })
+    script.answers.set('a', { value: 'current' })
+    await resource.join()
+    script.answers.set('a', new VaultUnreachable('a', 'it is away'))
+    t.equal(await pauseAfter(10), 30_000, 'what this process read may wait longer')
+  }
+)
