@@ -29,14 +29,18 @@ const CONNECTIONS = 64
 
 need('wrk', 'nginx', 'taskset')
 
-/** Half prefixes, half hosts with a prefix, one in a hundred a pattern; or one route for everything. */
+/**
+ * Half prefixes, half hosts with a prefix, one in a hundred a pattern; or one route for everything. The
+ * upstream gets the same requests: a prefix that is stripped would be one more field of them.
+ */
 function config(count: number, salt = ''): string {
   const routes = Array.from({ length: count }, (_, i) => {
-    if (count === 1) return { name: 'all', paths: ['/'] }
-    if (i % 100 === 99) return { name: `r${i}`, paths: [`~/p${i}/(?<id>\\d+)$`] }
+    const common = { name: `r${i}`, strip_path: false }
+    if (count === 1) return { ...common, paths: ['/'] }
+    if (i % 100 === 99) return { ...common, paths: [`~/p${i}/(?<id>\\d+)$`] }
     return i % 2 === 0
-      ? { name: `r${i}`, paths: [`/r${i}/`] }
-      : { name: `r${i}`, hosts: [`h${i}.example`], paths: [`/r${i}/`] }
+      ? { ...common, paths: [`/r${i}/`] }
+      : { ...common, hosts: [`h${i}.example`], paths: [`/r${i}/`] }
   })
   const services = [{ name: `bench${salt}`, url: `http://127.0.0.1:${UPSTREAM_PORT}`, routes }]
   return JSON.stringify({ _format_version: '3.0', services })
