@@ -1,11 +1,20 @@
+import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import { readFile } from 'node:fs/promises'
-import http, { type IncomingMessage, type OutgoingHttpHeaders } from 'node:http'
+import http, {
+  type ClientRequest,
+  type IncomingMessage,
+  type OutgoingHttpHeaders,
+  type RequestOptions
+} from 'node:http'
 import https from 'node:https'
+import type { Socket } from 'node:net'
 
 /** Bytes of an answer at most; a key-value entry holds at most 1 MiB. */
 const MAX_ANSWER = 4 * 1024 * 1024
 /** Milliseconds an exchange may take that no read waits for: one for credentials. */
 const DEFAULT_TIMEOUT = 10_000
+/** Where Node tells of each connection as it is begun. */
+const CONNECTIONS = 'net.client.socket'
 const PROXY_VARIABLES = ['http_proxy', 'https_proxy', 'no_proxy']
 
 /** How a server is trusted and how the gateway proves itself to it; texts are PEM or paths of PEM files. */
@@ -42,6 +51,13 @@ interface Agents {
   readonly https: https.Agent
 }
 
+/** A request under way. */
+interface Exchange {
+  readonly sent: ClientRequest
+  /** Ends it, and the connection that was made for it. */
+  cut(): void
+}
+
 /** An exchange this side gave up; the message is made here and safe to show. */
 export class TransportError extends Error {
   constructor(message: string) {
@@ -57,6 +73,7 @@ export class TransportError extends Error {
 export class Transport {
   readonly #tls: TlsSettings
   readonly #proxyEnv: Record<string, string> | undefined
+  readonly #underWay = new Set<Exchange>()
   #agents: Agents | undefined
   #closed = false
   /** The PEM texts the agents were made with. */
@@ -106,13 +123,27 @@ export class Transport {
     if (this.#agents === undefined) await this.renewTls()
     const agents = this.#agents!
     try {
-      return await exchange(request, agents)
+      return await this.#exchange(request, agents)
     } catch (error) {
       // The server closed a kept-alive connection just as it was used again: nothing was read.
       const { code, reused } = error as NodeJS.ErrnoException & { reused?: boolean }
       const { method, repeatable = method === 'GET' } = request
-      if (!repeatable || reused !== true || code !== 'ECONNRESET') throw error
-      return exchange(request, agents)
+      if (this.#closed || !repeatable || reused !== true || code !== 'ECONNRESET') throw error
+      return this.#exchange(request, agents)
+    }
+  }
+
+  async #exchange(request: TransportRequest, agents: Agents): Promise<TransportAnswer> {
+    const { signal = AbortSignal.timeout(DEFAULT_TIMEOUT) } = request
+    const begun = begin({ ...request, signal }, agents)
+    const cut = (): void => begun.cut()
+    this.#underWay.add(begun)
+    signal.addEventListener('abort', cut, { once: true })
+    try {
+      return await answerTo(begun.sent, request.body)
+    } finally {
+      signal.removeEventListener('abort', cut)
+      this.#underWay.delete(begun)
     }
   }
 
@@ -120,6 +151,7 @@ export class Transport {
   close(): void {
     this.#closed = true
     if (this.#agents !== undefined) destroy(this.#agents)
+    for (const begun of this.#underWay) begun.cut()
   }
 }
 
@@ -150,18 +182,52 @@ async function pemOf(text: string | undefined): Promise<string | undefined> {
   }
 }
 
-async function exchange(request: TransportRequest, agents: Agents): Promise<TransportAnswer> {
-  const { method, url, headers, body, signal = AbortSignal.timeout(DEFAULT_TIMEOUT) } = request
+function begin({ method, url, headers, body, signal }: TransportRequest, agents: Agents): Exchange {
   const secure = url.protocol === 'https:'
-  const sent = (secure ? https : http).request(url, {
+  return withConnection(secure ? https : http, url, {
     method,
     headers: {
       ...headers,
       ...(body === undefined ? {} : { 'content-length': Buffer.byteLength(body) })
     },
     agent: secure ? agents.https : agents.http,
-    signal
+    ...(signal === undefined ? {} : { signal })
   })
+}
+
+/**
+ * Begins a request and keeps hold of the connection made for it. A tunnel through a proxy is no
+ * request's own until it stands: ending the request alone would neither end one that hangs nor be
+ * noticed before it stands.
+ */
+function withConnection(
+  { request }: Pick<typeof http, 'request'>,
+  url: URL,
+  options: RequestOptions
+): Exchange {
+  const made: Socket[] = []
+  const note = (message: unknown): void => {
+    made.push((message as { readonly socket: Socket }).socket)
+  }
+  subscribe(CONNECTIONS, note)
+  try {
+    const sent = request(url, options)
+    return {
+      sent,
+      cut() {
+        sent.destroy()
+        for (const socket of made) socket.destroy(new TransportError('it was given up'))
+      }
+    }
+  } finally {
+    unsubscribe(CONNECTIONS, note)
+  }
+}
+
+async function answerTo(
+  sent: ClientRequest,
+  body: TransportRequest['body']
+): Promise<TransportAnswer> {
   const answered = Promise.withResolvers<IncomingMessage>()
   sent.on('response', answered.resolve)
   sent.on('error', error => {
