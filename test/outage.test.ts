@@ -314,6 +314,37 @@ await t.test(
   }
 )
 
+await t.test('a setting that a start was denied does not come back at the next one', async t => {
+  await using upstream = await startUpstream()
+  await using vault = await startTestVault()
+  vault.put('fingerprint', 'a-key-for-fingerprints')
+  const env = environment(vault, {
+    POSTERN_VAULT_CACHE_FILE: await temporaryFile(t),
+    POSTERN_VAULT_CACHE_KEY: randomBytes(32).toString('base64'),
+    POSTERN_FINGERPRINT_KEY: '{vault://http/fingerprint}'
+  })
+  const config = {
+    services: [{ name: 'open', url: upstream.url, routes: [{ name: 'open', paths: ['/open'] }] }]
+  }
+  await (await startGateway(config, { env })).close()
+  await vault.fault('refused')
+  await (await startGateway(config, { env })).close()
+  await vault.fault('denied')
+  // A process of its own has only until its end to write that down.
+  const file = join(await temporaryFolder(t), 'postern.json')
+  await writeFile(file, JSON.stringify({ _format_version: '3.0', ...config }))
+  const ended = await posternProcess(['start', file], {
+    ...env,
+    POSTERN_PROXY_LISTEN: '127.0.0.1:0',
+    POSTERN_STATUS_LISTEN: 'off'
+  })
+  t.match([ended.code, ended.stderr], [1, /POSTERN_VAULT_DENIED/])
+  await vault.fault('refused')
+  t.match((await rejection(startGateway(config, { env }))).problems, [
+    { code: 'POSTERN_VAULT_UNREACHABLE' }
+  ])
+})
+
 await t.test('a file of another key, or a damaged one, is told and not used', async t => {
   await using upstream = await startUpstream()
   await using vault = await startTestVault()
