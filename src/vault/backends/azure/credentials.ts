@@ -1,5 +1,7 @@
+import { createPrivateKey, X509Certificate } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
 import type { TokenCredential } from '@azure/identity'
+import { VaultMisconfigured } from '../../../errors.ts'
 import type { HttpClient } from './http.ts'
 import type { AzureSettings } from './settings.ts'
 
@@ -34,20 +36,23 @@ export async function createCredential(
   switch (settings.auth_method) {
     case 'client_secret':
       return new identity.ClientSecretCredential(tenant!, client!, settings.client_secret!, options)
-    case 'client_certificate':
-      return certificate.includes('-----BEGIN')
-        ? new identity.ClientCertificateCredential(
-            tenant!,
-            client!,
-            { certificate, ...password },
-            options
-          )
-        : new identity.ClientCertificateCredential(
-            tenant!,
-            client!,
-            { certificatePath: certificate, ...password },
-            options
-          )
+    case 'client_certificate': {
+      const inline = certificate.includes('-----BEGIN')
+      const source = inline ? { certificate } : { certificatePath: certificate }
+      const credential = new identity.ClientCertificateCredential(
+        tenant!,
+        client!,
+        { ...source, ...password } as { certificate: string },
+        options
+      )
+      return {
+        // Looked at here, since the SDK would not say what is wrong with it.
+        async getToken(scopes, asked) {
+          check(inline ? certificate : await readFile(certificate, 'utf8'), secret)
+          return credential.getToken(scopes, asked)
+        }
+      }
+    }
     case 'workload_identity': {
       const file = settings.federated_token_file!
       let assertion = ''
@@ -72,5 +77,30 @@ export async function createCredential(
         httpClient: http.local,
         ...(client === undefined ? {} : { clientId: client })
       })
+  }
+}
+
+/** Throws VaultMisconfigured unless this is a certificate and a key that the password opens. */
+function check(pem: string, passphrase: string | undefined): void {
+  try {
+    new X509Certificate(pem)
+  } catch {
+    throw new VaultMisconfigured(
+      'client_certificate holds no certificate',
+      'Give it certificate and key as PEM'
+    )
+  }
+  try {
+    createPrivateKey({ key: pem, ...(passphrase === undefined ? {} : { passphrase }) })
+  } catch {
+    throw passphrase === undefined
+      ? new VaultMisconfigured(
+          'client_certificate holds no key that can be read without a password',
+          'Give it certificate and key as PEM, and client_certificate_password if the key has one'
+        )
+      : new VaultMisconfigured(
+          'client_certificate_password does not open the key in client_certificate',
+          'Correct one of them'
+        )
   }
 }

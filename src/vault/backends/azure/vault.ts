@@ -43,6 +43,8 @@ export class KeyVault {
     this.#connect = async () =>
       openClient(settings.vault_uri, this.#watched(await createCredential(settings, http)), judging)
     this.#client = this.#connect()
+    // Whoever reads meets it.
+    this.#client.catch(() => {})
   }
 
   /** Gives the secret; undefined when there is none. Throws coded errors. */

@@ -1,3 +1,4 @@
+import { createPrivateKey } from 'node:crypto'
 import { rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
@@ -72,6 +73,29 @@ await t.test('client certificate, as PEM and as a file', async t => {
     AZURE_CLIENT_CERTIFICATE_PATH: join(dir, 'client.pem')
   })
   t.match(await file(), { value: 'one' })
+  const locked = createPrivateKey(key).export({
+    type: 'pkcs8',
+    format: 'pem',
+    cipher: 'aes-256-cbc',
+    passphrase: 'canary-word'
+  })
+  const certificate = { ...APPLICATION, client_certificate: cert + locked }
+  const unlocked = await read(t, cloud, {
+    ...certificate,
+    client_certificate_password: 'canary-word'
+  })
+  t.match(await unlocked(), { value: 'one' })
+  for (const [wrong, message] of [
+    [{}, /client_certificate holds no key that can be read without a password/],
+    [{ client_certificate_password: 'wrong' }, /client_certificate_password does not open/],
+    [{ client_certificate: key }, /client_certificate holds no certificate/],
+    [{ client_certificate: cert }, /client_certificate holds no key/],
+    [{ client_certificate: join(dir, 'none.pem') }, /none.pem cannot be read/]
+  ] as const) {
+    const error = await (await read(t, cloud, { ...certificate, ...wrong }))().catch(error => error)
+    t.match(error, { code: 'POSTERN_VAULT_SETTINGS', message })
+    t.notMatch(error.message, /canary|wrong|BEGIN/)
+  }
   cloud.azure.registered = (await rsaCertificateFor('another')).cert
   const wrong = await read(t, cloud, { ...APPLICATION, client_certificate: cert + key })
   await t.rejects(wrong(), { code: 'POSTERN_VAULT_DENIED', message: /not registered/ })
@@ -87,6 +111,13 @@ await t.test('workload identity, as in Kubernetes', async t => {
     AZURE_AUTHORITY_HOST: 'https://login.microsoftonline.com/'
   }
   t.match(await (await read(t, cloud, {}, env))(), { value: 'one' })
+  const { AZURE_FEDERATED_TOKEN_FILE: federated_token_file } = env
+  const settings = {
+    ...APPLICATION,
+    federated_token_file,
+    authority_host: 'https://login.microsoftonline.com'
+  }
+  t.match(await (await read(t, cloud, settings))(), { value: 'one' }, 'by settings alone')
   await writeFile(join(dir, 'token'), 'e30.e30.canary')
   const refused = await read(t, cloud, {}, env)
   await t.rejects(refused(), {

@@ -2,7 +2,7 @@ import t from 'tap'
 import { certificateFor } from '../../../certificates.ts'
 import { startUpstream, type TestUpstream } from '../../../harness.ts'
 import { example } from '../../hcv/example.ts'
-import { jwtKey, opener } from '../../hcv/scenarios.ts'
+import { folder, jwtKey, opener } from '../../hcv/scenarios.ts'
 import { type FakeVault, startFakeVault } from '../../hcv-server.ts'
 
 // Approle, userpass, jwt and kubernetes are in test/vault/hcv/scenarios.ts, for real servers too.
@@ -241,11 +241,12 @@ await t.test('aws_iam: own keys, the default chain, an assumed role', async t =>
   })
   t.strictSame((await (await open(settings)).fetch('app'))?.value, READ)
 
+  let session = 'postern'
   await using sts = await startUpstream(({ body, headers }, response) => {
     const form = new URLSearchParams(body)
     const good =
       form.get('RoleArn') === 'arn:aws:iam::1:role/vault' &&
-      form.get('RoleSessionName') === 'postern' &&
+      form.get('RoleSessionName') === session &&
       headers.authorization!.includes('AKIDOWN')
     response.writeHead(good ? 200 : 403, { 'content-type': 'text/xml' }).end(
       good
@@ -261,9 +262,84 @@ await t.test('aws_iam: own keys, the default chain, an assumed role', async t =>
     aws_assume_role_arn: 'arn:aws:iam::1:role/vault'
   }
   t.strictSame((await (await open(assuming)).fetch('app'))?.value, READ)
+  session = 'gateway-7'
+  const named = await open({ ...assuming, aws_role_session_name: session })
+  t.strictSame((await named.fetch('app'))?.value, READ)
   const refused = await open({ ...assuming, aws_assume_role_arn: 'arn:aws:iam::1:role/other' })
   await t.rejects(refused.fetch('app'), {
     code: 'POSTERN_VAULT_DENIED',
     message: /the role may not be assumed/
   })
+})
+
+await t.test('each method logs in where it is mounted', async t => {
+  const tls = await certificateFor('127.0.0.1')
+  const client = await certificateFor('gateway')
+  await using plain = await startFakeVault()
+  await using secure = await startFakeVault({ tls: { ...tls, clients: client.cert } })
+  await using metadata = await startUpstream((_, response) => {
+    response.end(JSON.stringify({ access_token: 'canary', compute: {} }))
+  })
+  const { file } = await folder(t)
+  const token = await file('token', 'canary')
+  const { open } = opener(t, {
+    AZURE_INSTANCE_METADATA_HOST: metadata.url,
+    GCE_METADATA_HOST: `127.0.0.1:${metadata.port}`
+  })
+  const cases: readonly (readonly [string, Readonly<Record<string, unknown>>])[] = [
+    [
+      'auth/corp/cluster/login',
+      { kube_auth_path: '/corp/cluster/', kube_role: 'r', kube_api_token_file: token }
+    ],
+    [
+      'auth/corp/roles/login',
+      { approle_auth_path: 'corp/roles', approle_role_id: 'r', approle_secret_id: 's' }
+    ],
+    [
+      'auth/corp/cert/login',
+      {
+        cert_auth_path: '/corp/cert',
+        cert_auth_cert: client.cert,
+        cert_auth_cert_key: client.key,
+        protocol: 'https',
+        ssl_ca: tls.cert
+      }
+    ],
+    ['auth/corp/jwt/login', { jwt_auth_path: 'corp/jwt/', jwt_role: 'r', jwt_token_file: token }],
+    [
+      'auth/corp/people/login/a%2Fb',
+      { userpass_auth_path: 'corp/people', userpass_username: 'a/b', userpass_password: 'p' }
+    ],
+    ['auth/corp/gcp/login', { gcp_login_path: '/v1/auth/corp/gcp/login', gcp_auth_role: 'r' }],
+    [
+      'auth/corp/azure/login',
+      { azure_login_path: '/v1/auth/corp/azure/login', azure_auth_role: 'r' }
+    ],
+    [
+      'auth/corp/aws/login',
+      {
+        aws_login_path: '/v1/auth/corp/aws/login',
+        aws_auth_role: 'r',
+        aws_auth_region: 'eu-central-1',
+        aws_access_key_id: 'canary',
+        aws_secret_access_key: 'canary'
+      }
+    ]
+  ]
+  const methods = [
+    'kubernetes',
+    'approle',
+    'cert',
+    'jwt',
+    'userpass',
+    'gcp_gce',
+    'azure',
+    'aws_iam'
+  ]
+  for (const [i, [path, settings]] of cases.entries()) {
+    const vault = settings.protocol === 'https' ? secure : plain
+    const { fetch } = await open({ port: vault.port, auth_method: methods[i], ...settings })
+    await t.rejects(fetch('app'), { code: 'POSTERN_VAULT_DENIED' }, methods[i]!)
+    t.equal(vault.seen.at(-1)?.path, path)
+  }
 })
