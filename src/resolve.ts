@@ -259,14 +259,22 @@ async function openCache(
 
 /** Told with what has no value: the file could have helped. */
 export function refusedCache(lastKnownGood: LastKnownGood | undefined): readonly Problem[] {
-  if (lastKnownGood?.refused === undefined) return []
+  const problem = (error: Error | undefined, path: string, fix: string): readonly Problem[] => {
+    if (error === undefined) return []
+    const place = { file: 'environment', line: 1, column: 1, path }
+    return [{ code: 'POSTERN_VAULT_CACHE_REFUSED', message: error.message, fix, place }]
+  }
   return [
-    {
-      code: 'POSTERN_VAULT_CACHE_REFUSED',
-      message: lastKnownGood.refused.message,
-      fix: 'Give the key it was written with, or put back its newest copy with the .generation file of that; or delete both, which are written anew once the vaults answer.',
-      place: { file: 'environment', line: 1, column: 1, path: 'POSTERN_VAULT_CACHE_FILE' }
-    }
+    ...problem(
+      lastKnownGood?.refused,
+      'POSTERN_VAULT_CACHE_FILE',
+      'Give the key it was written with, or put back its newest copy with the .generation file of that; or delete both, which are written anew once the vaults answer.'
+    ),
+    ...problem(
+      lastKnownGood?.outdated,
+      'POSTERN_VAULT_CACHE_MAX_AGE',
+      'Wait for the vault, or set a longer one if such values may serve still.'
+    )
   ]
 }
 

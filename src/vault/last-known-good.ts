@@ -21,6 +21,8 @@ export interface LastKnownGood {
   drop(identity: string): void
   /** Why the file that was there is not used; undefined when it is, or when there was none. */
   readonly refused: Error | undefined
+  /** Why some of what was asked for is not used, though the file is; undefined when that is not so. */
+  readonly outdated: Error | undefined
   /** Resolves when everything is on disk. */
   close(): Promise<void>
 }
@@ -222,6 +224,8 @@ class KnownGoodFile implements LastKnownGood {
   /** Named by the keyed hash, as in the file that was there. */
   readonly #dropped = new Set<string>()
   readonly #asked = new Set<string>()
+  /** Ages of those that were asked for and are too old, in seconds. */
+  readonly #tooOld = new Map<string, number>()
   readonly #kept = new Map<string, Entry>()
   readonly #keys: Keys
   #writing: Promise<void> | undefined
@@ -243,9 +247,22 @@ class KnownGoodFile implements LastKnownGood {
     if (entry === undefined) return undefined
     const age = this.#ageOf(entry)
     // A lease that ended is a credential that does not work.
-    if (age > Math.min(this.#options.maxAge, entry.fetched.ttl ?? Number.POSITIVE_INFINITY))
+    if (age > Math.min(this.#options.maxAge, entry.fetched.ttl ?? Number.POSITIVE_INFINITY)) {
+      this.#tooOld.set(identity, age)
       return undefined
+    }
     return { fetched: entry.fetched, age }
+  }
+
+  get outdated(): Error | undefined {
+    const { size } = this.#tooOld
+    if (size === 0) return undefined
+    const { file, maxAge } = this.#options
+    const oldest = Math.round(Math.max(...this.#tooOld.values()))
+    return new KnownGoodRefused(
+      file,
+      `${size} of them ${size === 1 ? 'is' : 'are'} past the maximum age of ${maxAge} s or the end of a lease, the oldest from ${oldest} s ago`
+    )
   }
 
   /** Seconds; a clock that was set back makes nothing younger than now. */
@@ -286,7 +303,8 @@ class KnownGoodFile implements LastKnownGood {
     const before = this.#kept.get(identity)
     const entry = { fetched, at: this.#now() - age * 1000 }
     const renewal = this.#options.maxAge * 1000 * RENEWAL
-    if (before?.fetched === fetched && entry.at - before.at < renewal) return
+    // Either way: a clock that was ahead and set right left a time that nothing would come after.
+    if (before?.fetched === fetched && Math.abs(entry.at - before.at) < renewal) return
     this.#kept.set(identity, entry)
     this.#writeSoon()
   }

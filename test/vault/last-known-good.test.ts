@@ -67,7 +67,14 @@ await t.test('what is too old, or a lease that ended, is not used', async t => {
   t.equal(later.get('lease'), undefined)
   t.ok(later.get('a'))
   wait(DAY)
-  t.equal((await open()).get('a'), undefined)
+  const last = await open()
+  t.equal(last.outdated, undefined, 'nothing was asked for')
+  t.equal(last.get('a'), undefined)
+  t.equal(last.get('lease'), undefined)
+  t.match(last.outdated, {
+    code: 'POSTERN_VAULT_CACHE_REFUSED',
+    message: /2 of them are past the maximum age of 86400 s .* from 87100 s ago/
+  })
 })
 
 await t.test('a clock that was set back breaks nothing', async t => {
@@ -77,6 +84,18 @@ await t.test('a clock that was set back breaks nothing', async t => {
   await first.close()
   wait(-3600)
   t.equal((await open()).get('a')?.age, 0)
+})
+
+await t.test('a clock that was far ahead and is set right keeps no age for ever', async t => {
+  const { open, wait } = await setUp(t)
+  wait(365 * DAY)
+  const store = await open()
+  store.keep('a', value, 0)
+  wait(-365 * DAY)
+  store.keep('a', value, 0)
+  await store.close()
+  wait(2 * DAY)
+  t.equal((await open()).get('a'), undefined)
 })
 
 await t.test('what the vault took away never comes back', async t => {
