@@ -1,5 +1,6 @@
 import { stripVTControlCharacters, styleText } from 'node:util'
 import type { Problem } from './errors.ts'
+import { redactor } from './redaction.ts'
 import { parseReference } from './vault/reference.ts'
 
 export interface ReportOptions {
@@ -134,7 +135,10 @@ function excerpt(source: string, line: number, column: number, paint: Paint): st
   ]
 }
 
-/** Text of a file as it may go to a terminal: one cell a character, and no control sequences. */
+/**
+ * Text of a file as it may go to a terminal: one cell a character, and no control sequences. Secrets
+ * are masked before, since without its line ends one is not known again.
+ */
 function visible(text: string): string {
-  return stripVTControlCharacters(text).replace(/\p{Cc}/gu, ' ')
+  return stripVTControlCharacters(redactor.text(text)).replace(/\p{Cc}/gu, ' ')
 }

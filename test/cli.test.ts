@@ -375,6 +375,29 @@ t.test('--resolve tells absent, malformed and invalid apart', async t => {
   t.match(table.stderr, /4 problems\n$/)
 })
 
+t.test('errors of a vault show its settings as written, not what they resolve to', async t => {
+  const path = file(`${VALID}vaults:
+  - { name: fs, prefix: mine, config: { prefix: "{vault://env/root}" } }
+  - { name: hcv, prefix: theirs, config: { token_file: "{vault://env/token-file}" } }
+plugins:
+  - name: http-log
+    config:
+      http_endpoint: http://127.0.0.1:1
+      headers: { A: "{vault://mine/a}", B: "{vault://theirs/a/b}" }
+`)
+  for (const [root, tokenFile] of [
+    ['/r/s', './t'],
+    ['//nowhere//of//length/', '/nowhere/of/length'],
+    ['/one line of it\nand another line\u0007', '/t\nthe token itself\nof three lines']
+  ] as const) {
+    const env = { ROOT: root, TOKEN_FILE: tokenFile }
+    const { stderr } = await postern(['check', path, '--resolve'], env)
+    t.match(stderr, 'Nothing is stored at {vault://env/root}/a (there is no such file)')
+    t.match(stderr, '{vault://env/token-file} (token_file) cannot be read')
+    t.notMatch(stderr, /\/r\/s|\.\/t|nowhere|line of|another|token itself|three lines/)
+  }
+})
+
 t.test(
   'what keeps a vault from being asked is told as its settings, not as its content',
   async t => {

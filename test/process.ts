@@ -84,6 +84,8 @@ export async function startProcess(
   const lines = () =>
     written()
       .stdout.split('\n')
+      // What follows the last line end may be half a line.
+      .slice(0, -1)
       .filter(line => line.startsWith('{'))
       .map(line => JSON.parse(line))
   const end = async (signal: NodeJS.Signals = 'SIGTERM'): Promise<Ended> => {

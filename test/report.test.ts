@@ -1,6 +1,7 @@
 import fc from 'fast-check'
 import t from 'tap'
 import type { Problem } from '../src/errors.ts'
+import { redactor } from '../src/redaction.ts'
 import { renderProblems, renderTable } from '../src/report.ts'
 
 const SOURCE = [
@@ -142,4 +143,17 @@ await t.test('no text reaches a terminal as a control sequence', async () => {
       return [table, problem].every(shown => !/[^\P{Cc}\n]/u.test(shown))
     })
   )
+})
+
+await t.test('a secret of several lines is masked as a whole, before its line ends go', t => {
+  const value = 'a first line of it\nsecond\u0007'
+  redactor.hold('of this test', [value])
+  t.teardown(() => redactor.hold('of this test', []))
+  const message = `nothing is at ${value}/x`
+  t.match(
+    renderProblems([{ ...at(1, 1), message }], { color: false }),
+    'nothing is at [secret]/x\n'
+  )
+  t.match(renderTable(['place'], [[value]]), '[secret]\n')
+  t.end()
 })

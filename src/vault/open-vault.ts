@@ -1,3 +1,4 @@
+import { normalize } from 'node:path'
 import { isDeepStrictEqual } from 'node:util'
 import { VaultUnreachable } from '../errors.ts'
 import type { Backend, BackendEnvironment, BackendType, Fetched } from './backend.ts'
@@ -9,6 +10,8 @@ import type { Libraries } from './libraries.ts'
 export interface LiveSettings {
   /** The settings as of now, with the references in them resolved. Throws while one has no value. */
   current(): Readonly<Record<string, unknown>>
+  /** The same as written. */
+  readonly written: Readonly<Record<string, unknown>>
   /** What the references in them are read from. */
   readonly dependencies: readonly Resource[]
 }
@@ -45,6 +48,37 @@ async function inTime(opening: Backend | Promise<Backend>): Promise<Backend> {
     return await Promise.race([opening, late.promise])
   } finally {
     clearTimeout(timer)
+  }
+}
+
+/** Characters of a value that an error could show at least: fewer stand in any sentence. */
+const LEAST_SHOWN = 3
+/** Errors that cause each other and are looked at. */
+const MAX_CAUSES = 5
+
+/**
+ * Puts settings as written where an error repeats the values their references have. Text that is
+ * masked wherever it stands has 8 characters and more; a path is shortened when it is used.
+ */
+function withhold(
+  error: unknown,
+  config: Readonly<Record<string, unknown>>,
+  written: Readonly<Record<string, unknown>>
+): void {
+  const replacements = Object.entries(written).flatMap(([field, text]) => {
+    const value = config[field]
+    if (typeof text !== 'string' || typeof value !== 'string' || text === value) return []
+    return [value, normalize(value).replace(/\/+$/, '')]
+      .filter(form => form.length >= LEAST_SHOWN)
+      .map(form => [new RegExp(`(?<!\\w)${RegExp.escape(form)}`, 'g'), text] as const)
+  })
+  let part = error
+  for (let depth = 0; part instanceof Error && depth < MAX_CAUSES; depth++) {
+    for (const member of ['message', 'stack'] as const) {
+      for (const [value, text] of replacements)
+        part[member] = part[member]?.replace(value, () => text) ?? ''
+    }
+    part = part.cause
   }
 }
 
@@ -170,8 +204,9 @@ export class OpenVault implements Source {
           signal.addEventListener('abort', () => {
             late = opening === undefined
           })
-          opening = await this.#ready()
-          return opening.use(backend => call(backend, signal))
+          const ready = await this.#ready()
+          opening = ready
+          return ready.use(backend => this.#withheld(call(backend, signal), ready.config))
         },
         begun
       )
@@ -231,15 +266,17 @@ export class OpenVault implements Source {
       throw error
     }
     try {
-      const backend = await inTime(this.#type.open(config, this.#environment))
-      const opened = new Opening(backend, config)
-      this.#opened = opened
+      const opened = async (): Promise<Backend> =>
+        inTime(this.#type.open(config, this.#environment))
+      const backend = await this.#withheld(opened(), config)
+      const opening = new Opening(backend, config)
+      this.#opened = opening
       for (const watch of this.#watches) this.#attach(watch)
       if (old !== undefined) {
         this.#environment.log.info({ vault: this.name }, 'opened with its new settings')
         void this.#closed(old)
       }
-      return opened
+      return opening
     } catch (error) {
       if (old === undefined) throw error
       this.#refused = config
@@ -249,6 +286,16 @@ export class OpenVault implements Source {
         `its new settings cannot be used, the ones before stay: ${message}`
       )
       return old
+    }
+  }
+
+  /** Errors show what is written in place of settings that come from a vault. */
+  async #withheld<T>(call: Promise<T>, config: Readonly<Record<string, unknown>>): Promise<T> {
+    try {
+      return await call
+    } catch (error) {
+      if (this.#settings.dependencies.length > 0) withhold(error, config, this.#settings.written)
+      throw error
     }
   }
 

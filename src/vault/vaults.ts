@@ -259,6 +259,7 @@ class SharedVaults {
       name,
       type,
       {
+        written: own,
         dependencies: needed.map(({ held }) => held.resource),
         current: () =>
           typed(
