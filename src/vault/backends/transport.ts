@@ -1,3 +1,4 @@
+import { X509Certificate } from 'node:crypto'
 import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import { readFile } from 'node:fs/promises'
 import http, {
@@ -8,6 +9,8 @@ import http, {
 } from 'node:http'
 import https from 'node:https'
 import type { Socket } from 'node:net'
+import { createSecureContext } from 'node:tls'
+import { VaultMisconfigured } from '../../errors.ts'
 
 /** Bytes of an answer at most; a key-value entry holds at most 1 MiB. */
 const MAX_ANSWER = 4 * 1024 * 1024
@@ -24,7 +27,11 @@ export interface TlsSettings {
   readonly cert?: string | undefined
   readonly key?: string | undefined
   readonly serverName?: string | undefined
+  /** The settings that `ca`, `cert` and `key` come from, for messages. */
+  readonly names?: readonly [ca: string, cert: string, key: string]
 }
+
+const NAMES = ['ca', 'cert', 'key'] as const
 
 export interface TransportRequest {
   readonly method: string
@@ -85,16 +92,20 @@ export class Transport {
     this.#proxyEnv = env && proxiesOf(env)
   }
 
-  /** Reads PEM files again, so that what was renewed on disk is used by connections made from now on. */
+  /**
+   * Reads PEM files again, so that what was renewed on disk is used by connections made from now on.
+   * Throws VaultMisconfigured naming the setting whose text cannot be used.
+   */
   async renewTls(): Promise<void> {
+    const { verify = true, serverName, names = NAMES } = this.#tls
     const [ca, cert, key] = await Promise.all([
-      pemOf(this.#tls.ca),
-      pemOf(this.#tls.cert),
-      pemOf(this.#tls.key)
+      pemOf(this.#tls.ca, names[0]),
+      pemOf(this.#tls.cert, names[1]),
+      pemOf(this.#tls.key, names[2], false)
     ])
     const material = JSON.stringify([ca, cert, key])
     if (material === this.#material) return
-    const { verify = true, serverName } = this.#tls
+    check(names, ca, cert, key)
     const old = this.#agents
     const shared = {
       keepAlive: true,
@@ -171,14 +182,51 @@ function proxiesOf(env: Readonly<Record<string, string | undefined>>): Record<st
   return proxies
 }
 
-/** A PEM text, or that of the file it names. */
-async function pemOf(text: string | undefined): Promise<string | undefined> {
+/** Node takes an authority that is none for no authority, and tells OpenSSL's name of the rest. */
+function check(
+  names: NonNullable<TlsSettings['names']>,
+  ca: string | undefined,
+  cert: string | undefined,
+  key: string | undefined
+): void {
+  if (ca !== undefined) {
+    try {
+      new X509Certificate(ca)
+    } catch {
+      throw new VaultMisconfigured(
+        `${names[0]} holds no certificate`,
+        'Give it certificates as PEM'
+      )
+    }
+  }
+  try {
+    createSecureContext({
+      ...(cert === undefined ? {} : { cert }),
+      ...(key === undefined ? {} : { key })
+    })
+  } catch {
+    throw new VaultMisconfigured(
+      `${names[1]} and ${names[2]} are not a certificate and its key`,
+      'Give them as PEM, the key without a password'
+    )
+  }
+}
+
+/** A PEM text, or that of the file it names. What is no file's name may be a key in another form. */
+async function pemOf(
+  text: string | undefined,
+  name: string,
+  shown = true
+): Promise<string | undefined> {
   if (text === undefined || text.includes('-----BEGIN')) return text
   try {
     return await readFile(text, 'utf8')
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException
-    throw new Error(`the PEM file ${text} cannot be read: ${code}`)
+    throw new VaultMisconfigured(
+      `${name} is no PEM text, and no file that can be read (${code}${shown ? ` ${text.slice(0, 200)}` : ''})`,
+      'Mount the file, or correct its path'
+    )
   }
 }
 

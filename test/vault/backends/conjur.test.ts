@@ -173,6 +173,16 @@ await t.test('a refused login is a denial that does not repeat the key', async t
   await fetch('apps/a').catch(error => t.notMatch(error.message, 'canary'))
 })
 
+await t.test('an authority that is none is told by its setting', async t => {
+  for (const [ca_cert, message] of [
+    ['/nowhere/ca.pem', /ca_cert is .*\(ENOENT \/nowhere\/ca\.pem\)/],
+    ['-----BEGIN canary', /ca_cert holds no certificate/]
+  ] as const) {
+    const { fetch } = await open(t, { ca_cert })
+    await t.rejects(fetch('apps/a'), { code: 'POSTERN_VAULT_SETTINGS', message })
+  }
+})
+
 await t.test('settings no login could be made with are refused at once', async t => {
   const common = { endpoint_url: 'http://conjur', account: 'a' }
   for (const settings of [

@@ -29,7 +29,11 @@ export class ConjurClient {
     this.#settings = settings
     this.#base = settings.endpoint_url.replace(/\/+$/, '')
     this.#transport = new Transport(
-      { verify: settings.ssl_verify ?? true, ca: settings.ca_cert },
+      {
+        verify: settings.ssl_verify ?? true,
+        ca: settings.ca_cert,
+        names: ['ca_cert', '', '']
+      },
       env
     )
   }
@@ -147,6 +151,8 @@ export class ConjurClient {
         signal
       })
     } catch (error) {
+      const { code } = error as { code?: unknown }
+      if (code === 'POSTERN_VAULT_SETTINGS') throw error
       throw new VaultUnreachable(resource, networkFailure(error))
     }
   }

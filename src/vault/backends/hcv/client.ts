@@ -69,7 +69,11 @@ export async function createClient(
       ca: settings.ssl_ca,
       cert: settings.cert_auth_cert ?? settings.ssl_cert,
       key: settings.cert_auth_cert_key ?? settings.ssl_cert_key,
-      serverName: settings.ssl_server_name
+      serverName: settings.ssl_server_name,
+      names:
+        settings.cert_auth_cert === undefined
+          ? ['ssl_ca', 'ssl_cert', 'ssl_cert_key']
+          : ['ssl_ca', 'cert_auth_cert', 'cert_auth_cert_key']
     },
     environment.env
   )

@@ -36,10 +36,30 @@ await t.test('the vault’s certificate: trusted, for another name, unchecked', 
     code: 'POSTERN_VAULT_UNREACHABLE',
     message: /another name; set ssl_server_name/
   })
-  await t.rejects((await open({ ...settings, ssl_ca: '/nowhere/ca.pem' })).fetch('app'), {
-    code: 'POSTERN_VAULT_UNREACHABLE',
-    message: /\/nowhere\/ca\.pem cannot be read: ENOENT/
-  })
+  const client = { ssl_cert: tls.cert, ssl_cert_key: tls.key }
+  const wrong: readonly (readonly [Readonly<Record<string, unknown>>, RegExp])[] = [
+    [{ ssl_ca: '/nowhere/ca.pem' }, /ssl_ca is .* no file .*\(ENOENT \/nowhere\/ca\.pem\)/],
+    [{ ssl_ca: await file('empty.pem', '') }, /ssl_ca holds no certificate/],
+    [{ ssl_ca: tls.key }, /ssl_ca holds no certificate/],
+    [{ ...client, ssl_cert: '/nowhere/tls.crt' }, /ssl_cert is .*\(ENOENT \/nowhere\/tls\.crt\)/],
+    [{ ...client, ssl_cert_key: 'canary/key' }, /ssl_cert_key is .*\(ENOENT\)/],
+    [{ ...client, ssl_cert_key: other.key }, /ssl_cert and ssl_cert_key are not a certificate/],
+    [
+      {
+        auth_method: 'cert',
+        cert_auth_cert: tls.cert,
+        cert_auth_cert_key: other.key
+      },
+      /cert_auth_cert and cert_auth_cert_key are not a certificate and its key/
+    ]
+  ]
+  for (const [material, message] of wrong) {
+    const error = await (await open({ ...named, ssl_ca: tls.cert, ...material }))
+      .fetch('app')
+      .catch(error => error)
+    t.match(error, { code: 'POSTERN_VAULT_SETTINGS', message })
+    t.notMatch(error.message, /canary/)
+  }
 })
 
 await t.test('http and https mistaken for each other', async t => {
