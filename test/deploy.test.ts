@@ -173,7 +173,13 @@ await t.test('the chart spreads pods as its values say', { skip: lacks }, async 
 
 await t.test('the chart with other values', { skip: lacks }, async t => {
   const all = render({
-    env: { POSTERN_MAX_BODY_SIZE: 10_000_000, POSTERN_VAULT_AWS_REGION: 'eu-central-1' },
+    env: {
+      POSTERN_MAX_BODY_SIZE: 10_000_000,
+      POSTERN_VAULT_AWS_REGION: 'eu-central-1',
+      POSTERN_SSL_CERT_KEY: '{vault://fs/key}',
+      POSTERN_STATUS_LISTEN: '[::]:8007',
+      POSTERN_SHUTDOWN_DELAY: 0
+    },
     // A chart that has this one as its dependency hands it this.
     global: {},
     imagePullSecrets: [{ name: 'registry' }],
@@ -209,7 +215,11 @@ await t.test('the chart with other values', { skip: lacks }, async t => {
   t.equal(env.get('POSTERN_MAX_BODY_SIZE'), '10000000')
   t.equal(env.get('POSTERN_VAULT_FS_PREFIX'), '/run/secrets/postern')
   t.equal(env.get('POSTERN_SSL_CERT'), '/run/secrets/tls/tls.crt')
-  t.equal(env.get('POSTERN_SSL_CERT_KEY'), '/run/secrets/tls/tls.key')
+  t.equal(env.get('POSTERN_SSL_CERT_KEY'), '{vault://fs/key}', 'what env says comes first')
+  t.equal(env.get('POSTERN_STATUS_LISTEN'), '[::]:8007')
+  t.equal(env.get('POSTERN_SHUTDOWN_DELAY'), '0')
+  t.equal(env.get('POSTERN_SHUTDOWN_TIMEOUT'), '20')
+  t.equal(env.size, pod.containers[0]!.env.length, 'no variable stands twice')
   t.match(pod, {
     imagePullSecrets: [{ name: 'registry' }],
     volumes: [
