@@ -42,6 +42,11 @@ await t.test('what settings need of each other is known without asking a vault',
   }
 })
 
+await t.test('hosts of every form', async t => {
+  for (const host of ['vault', 'vault.internal', 'vault_1', '127.0.0.1', '::1', 'fe80::a:1'])
+    t.same(complaints('hcv', { token: 't', host }), [], host)
+})
+
 await t.test('a text of the wrong form is told with one of the right form', async t => {
   for (const [type, field, text, told] of [
     ['aws', 'region', 'nowhere', 'eu-central-1'],
@@ -51,6 +56,10 @@ await t.test('a text of the wrong form is told with one of the right form', asyn
     ['azure', 'vault_uri', 'https://', 'https://my-vault.vault.azure.net'],
     ['conjur', 'endpoint_url', 'conjur', 'https://conjur.internal'],
     ['hcv', 'oauth2_token_endpoint', 'idp', 'https://login.internal/oauth2/token'],
+    ['hcv', 'host', 'https://vault.internal', 'vault.internal'],
+    ['hcv', 'host', '127.0.0.1:8200', 'vault.internal'],
+    ['aws', 'endpoint_url', 'https://bad host', 'https://'],
+    ['azure', 'tenant_id', 'not a tenant', '11111111-'],
     ['hcv', 'token', ' ', 'It is blank']
   ] as const) {
     const complaint = complaints(type, { [field]: text }).find(each => each.startsWith(field))

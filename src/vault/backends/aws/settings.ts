@@ -5,7 +5,11 @@ import { requireIf } from '../require-if.ts'
 const text = (description: string) => Type.Optional(Type.String({ minLength: 1, description }))
 const url = (description: string) =>
   Type.Optional(
-    Type.String({ pattern: '^https?://[^/]', examples: ['https://vpce.internal'], description })
+    Type.String({
+      pattern: '^https?://[^\\s/]\\S*$',
+      examples: ['https://vpce.internal'],
+      description
+    })
   )
 
 const REGION = '^[a-z]{2,8}(-[a-z]+)+-[0-9]{1,2}$'

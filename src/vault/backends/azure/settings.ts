@@ -8,11 +8,13 @@ const METHODS = [
   'managed_identity'
 ] as const
 
+const TENANT = '^[A-Za-z0-9.-]+$'
+
 const text = (description: string) => Type.Optional(Type.String({ pattern: '\\S', description }))
 
 const fields = {
   vault_uri: Type.String({
-    pattern: '^https://[^/]',
+    pattern: '^https://[^\\s/]\\S*$',
     examples: ['https://my-vault.vault.azure.net'],
     description: 'Where the vault is, `https://my-vault.vault.azure.net` say.'
   }),
@@ -32,7 +34,13 @@ const fields = {
         'Default: the first of them that has what it needs; a managed identity needs nothing.'
     })
   ),
-  tenant_id: text('Default `<PREFIX>_TENANT_ID`.'),
+  tenant_id: Type.Optional(
+    Type.String({
+      pattern: TENANT,
+      examples: ['11111111-2222-3333-4444-555555555555'],
+      description: 'Default `<PREFIX>_TENANT_ID`.'
+    })
+  ),
   client_id: text('Of the application or the managed identity. Default `<PREFIX>_CLIENT_ID`.'),
   client_secret: text('Default `<PREFIX>_CLIENT_SECRET`.'),
   client_certificate: text(
@@ -42,7 +50,7 @@ const fields = {
   federated_token_file: text('The token of the workload. Default `<PREFIX>_FEDERATED_TOKEN_FILE`.'),
   authority_host: Type.Optional(
     Type.String({
-      pattern: '^https://[^/]',
+      pattern: '^https://[^\\s/]\\S*$',
       examples: ['https://login.microsoftonline.com'],
       description:
         'Where identities are proved. Default `<PREFIX>_AUTHORITY_HOST`, else `https://login.microsoftonline.com`.'
@@ -121,6 +129,12 @@ export function settingsOf(
     if (value !== undefined && value !== '') {
       Object.assign(known, { [name]: (own as Record<string, unknown>)[name] ?? value })
     }
+  }
+  if (known.tenant_id !== undefined && !new RegExp(TENANT).test(known.tenant_id)) {
+    throw new VaultMisconfigured(
+      `tenant_id (${prefix}_TENANT_ID) is neither an id nor a domain`,
+      'Set it to that of the directory'
+    )
   }
   const has = (name: keyof Given): boolean => known[name] !== undefined
   const method = given.auth_method ?? METHODS.find(each => NEEDS[each].every(has))!

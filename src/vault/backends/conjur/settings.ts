@@ -7,7 +7,7 @@ const text = (description: string) => Type.Optional(Type.String({ minLength: 1, 
 const shape = Type.Object(
   {
     endpoint_url: Type.String({
-      pattern: '^https?://[^/]',
+      pattern: '^https?://[^\\s/]\\S*$',
       examples: ['https://conjur.internal'],
       description: 'Address of the server.'
     }),

@@ -15,7 +15,7 @@ const connection = {
   ),
   endpoint_url: Type.Optional(
     Type.String({
-      pattern: '^https?://[^/]',
+      pattern: '^https?://[^\\s/]+/?$',
       examples: ['https://secretmanager.internal'],
       description: 'Another endpoint of the API.'
     })

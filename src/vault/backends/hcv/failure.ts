@@ -88,7 +88,9 @@ const NETWORK: Readonly<Record<string, string>> = {
   UNABLE_TO_GET_ISSUER_CERT_LOCALLY: 'its certificate is not trusted; set ssl_ca',
   CERT_HAS_EXPIRED: 'its certificate has expired',
   ERR_TLS_CERT_ALTNAME_INVALID: 'its certificate is for another name; set ssl_server_name',
-  EPROTO: 'it does not speak TLS, or not with this client; check protocol and port'
+  EPROTO: 'it does not speak TLS, or not with this client; check protocol and port',
+  ERR_INVALID_CHAR:
+    'token or namespace hold a character that no header can have, such as a line break'
 }
 
 /** Any failure of a call as one of the coded errors the cache knows; those pass through. */

@@ -3,6 +3,8 @@ import { VaultMisconfigured } from '../../../errors.ts'
 import { requireIf } from '../require-if.ts'
 
 const BLANK_FREE = '\\S'
+/** A name or an address of either version; neither scheme nor port, which have settings of their own. */
+const HOST = '^([A-Za-z0-9._-]+|[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*)$'
 
 const text = (description: string) => Type.Optional(Type.String({ minLength: 1, description }))
 const named = (description: string) =>
@@ -13,7 +15,13 @@ const choice = <const T extends string>(values: readonly T[], description: strin
 /** Where the vault is and how its connection is trusted. */
 const connection = {
   protocol: choice(['http', 'https'], 'Default `http`.'),
-  host: text('Default `127.0.0.1`.'),
+  host: Type.Optional(
+    Type.String({
+      pattern: HOST,
+      examples: ['vault.internal'],
+      description: 'Name or address. Default `127.0.0.1`.'
+    })
+  ),
   port: Type.Optional(Type.Integer({ minimum: 1, maximum: 65535, description: 'Default 8200.' })),
   namespace: text('Sent as `X-Vault-Namespace`.'),
   ssl_verify: Type.Optional(
@@ -83,7 +91,7 @@ const authentication = {
   jwt_token_file: named('jwt: a file holding the JWT, instead of asking an identity provider.'),
   oauth2_token_endpoint: Type.Optional(
     Type.String({
-      pattern: '^https?://[^/]',
+      pattern: '^https?://[^\\s/]\\S*$',
       examples: ['https://login.internal/oauth2/token'],
       description: 'jwt: token endpoint of the provider.'
     })
@@ -110,7 +118,7 @@ const authentication = {
   aws_secret_access_key: named('aws_iam: with `aws_access_key_id`.'),
   aws_sts_endpoint_url: Type.Optional(
     Type.String({
-      pattern: '^https?://[^/]',
+      pattern: '^https?://[^\\s/]\\S*$',
       examples: ['https://sts.eu-central-1.amazonaws.com'],
       description: 'aws_iam: another STS, to assume the role.'
     })

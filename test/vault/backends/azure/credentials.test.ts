@@ -161,6 +161,10 @@ await t.test(
       [{ auth_method: 'client_secret', ...APPLICATION }, /AZURE_CLIENT_SECRET/],
       [{ auth_method: 'workload_identity', tenant_id: TENANT }, /AZURE_CLIENT_ID, AZURE_FEDERATED/],
       [{ auth_method: 'client_certificate', credentials_prefix: 'B' }, /B_CLIENT_CERTIFICATE_PATH/],
+      [
+        { ...APPLICATION, client_secret: 'x', tenant_id: 'no tenant' },
+        /tenant_id \(AZURE_TENANT_ID\)/
+      ],
       [{ vault_uri: 'http://plain' }, /vault_uri is no https URL/]
     ] as const) {
       await t.rejects(read(t, cloud, config), { code: 'POSTERN_VAULT_SETTINGS', message })

@@ -128,6 +128,14 @@ await t.test('the texts of the vault are understood and not passed on', async t 
   }
 })
 
+await t.test('a token that no header can hold is told as such', async t => {
+  await using vault = await withSecret()
+  const { fetch } = await opener(t).open({ port: vault.port, token: 'canary\n' })
+  const error = await fetch('app').catch((error: Error) => error)
+  t.match(error, { message: /token or namespace hold a character that no header can have/ })
+  t.notMatch((error as Error).message, /canary/)
+})
+
 await t.test('nothing is taken from variables of the process', async t => {
   await using vault = await withSecret()
   const variables = ['VAULT_ADDR', 'VAULT_TOKEN', 'VAULT_NAMESPACE', 'VAULT_PREFIX'] as const
