@@ -124,6 +124,7 @@ class ControlThread implements Gateway {
   #redis: RedisStore | undefined
   #status: StatusServer | undefined
   #unwatch: () => void = () => {}
+  #unwatchCacheKey: () => void = () => {}
   #lastReload: { at: number; ok: boolean; error?: string } | undefined
   readonly #live: LiveSettings
   /** What listeners serve where no certificate is set. */
@@ -208,6 +209,9 @@ class ControlThread implements Gateway {
           webhooks: settings.webhookListen === undefined ? webhooks : undefined
         })
       }
+      const { cacheKeyFile } = this.#live
+      if (this.#lastKnownGood !== undefined && cacheKeyFile !== undefined)
+        this.#unwatchCacheKey = watchFile(cacheKeyFile, () => this.#takeCacheKey())
       // Before it is read: a change meanwhile is loaded once this load is done.
       if (settings.configString === undefined) {
         this.#unwatch = watchFile(settings.config, () => void this.reload().catch(() => {}))
@@ -343,6 +347,26 @@ class ControlThread implements Gateway {
         `a file of the listeners is not taken over, what was read before stays: ${message}. ${fix}`
       )
     })
+  }
+
+  /** Seals the last known good values with the key that is in force. */
+  #takeCacheKey(): void {
+    if (this.#draining || this.#live.lacks('vaultCacheKey', this.#secrets)) return
+    try {
+      const key = this.#live.cacheKey(this.#secrets)
+      if (key === undefined || this.#lastKnownGood?.useKey(key) !== true) return
+      redactor.hold('setting vaultCacheKey', [key.toString('hex'), key.toString('base64')])
+      this.#log.info(
+        { file: this.settings.vaultCacheFile },
+        'the last known good values are sealed with a new key'
+      )
+    } catch (error) {
+      const { message, fix = '' } = error as Error & { fix?: string }
+      this.#log.error(
+        { code: 'POSTERN_SETTING_INVALID' },
+        `the key of the last known good values is not taken over, the one before stays: ${message}. ${fix}`
+      )
+    }
   }
 
   /** Refreshes, soon, the references that an event of a vault may concern; gives how many. */
@@ -598,6 +622,7 @@ class ControlThread implements Gateway {
     if (tls !== this.#tls || renewed) this.#certificates = undefined
     this.#tls = tls
     if (renewed) this.#upstreams.adopt(watchedConfig(this.#loaded!.config, this.#secrets))
+    if (this.#live.referencesOf('vaultCacheKey').length > 0) this.#takeCacheKey()
     if (this.#redis === undefined || this.#live.lacks('sessionRedisUrl', this.#secrets)) return
     const redis = this.#live.text('sessionRedisUrl', this.#secrets)!
     redactor.hold('setting sessionRedisUrl', [redis.value, URL.parse(redis.value)?.password ?? ''])
@@ -804,6 +829,7 @@ class ControlThread implements Gateway {
     if (this.#draining) return
     this.#draining = true
     this.#unwatch()
+    this.#unwatchCacheKey()
     for (const unwatch of this.#tlsFiles.values()) unwatch()
     if (this.settings.shutdownDelay > 0 && this.#threads !== undefined) {
       await new Promise(resolve => setTimeout(resolve, this.settings.shutdownDelay * 1000))

@@ -1,6 +1,6 @@
 import { SecretUnavailable } from './errors.ts'
 import { type ListenerTls, resolveTemplate, type SecretLookup } from './generation.ts'
-import { belongTogether, Misfit, pemPath } from './setting-values.ts'
+import { belongTogether, keyPath, Misfit, pemPath } from './setting-values.ts'
 import { type Collected, type SettingReference, type Settings, settingsTable } from './settings.ts'
 
 /** Settings that follow their vaults, and their files, while the gateway runs. */
@@ -10,6 +10,7 @@ const LIVE = [
   'sslClientCertificate',
   'sessionRedisUrl',
   'fingerprintKey',
+  'vaultCacheKey',
   'webhookSecret',
   'webhookAwsSecret',
   'webhookAzureSecret'
@@ -17,8 +18,9 @@ const LIVE = [
 
 /** Settings that a degraded start goes without: what needs them fails closed until they have a value. */
 export const dispensable: ReadonlySet<string> = new Set<LiveSetting>(
-  // Without authorities client certificates would be verified against those of the system.
-  LIVE.filter(name => name !== 'sslClientCertificate')
+  // Without authorities client certificates would be verified against those of the system, and
+  // without its key the file that is for such starts could not be read.
+  LIVE.filter(name => name !== 'sslClientCertificate' && name !== 'vaultCacheKey')
 )
 
 /** The name of a setting that follows. */
@@ -114,6 +116,19 @@ export class LiveSettings {
       this.lacks(name, secrets) ? undefined : this.text(name, secrets)?.value
     )
     return new Set(texts.map(text => text && pemPath(text)).filter(path => !!path) as string[])
+  }
+
+  /** The key of the last known good values, read anew; undefined when none is set. Throws {@link Misfit}. */
+  cacheKey(secrets: SecretLookup): Buffer | undefined {
+    const key = this.#parsed('vaultCacheKey', secrets)
+    return key === undefined ? undefined : Buffer.from(key, 'hex')
+  }
+
+  /** The file that key is taken from, where the environment names one. */
+  get cacheKeyFile(): string | undefined {
+    if (this.referencesOf('vaultCacheKey').length > 0) return undefined
+    const text = this.#authored.get('vaultCacheKey')?.text
+    return text === undefined ? undefined : keyPath(text)
   }
 
   /**

@@ -82,7 +82,8 @@ const KEY_BASE64 = /^[A-Za-z0-9+/_-]{43}=?$/
 
 /** A key of 32 bytes, hexadecimal or base64, or the path of a file that holds one; gives it as hexadecimal. */
 export const key32: Parse<string> = value => {
-  const written = existsSync(value) || /^\.{0,2}\//.test(value) ? keyIn(value) : value
+  const path = keyPath(value)
+  const written = path === undefined ? value : keyIn(path)
   const bytes = /^[0-9a-f]{64}$/i.test(written)
     ? Buffer.from(written, 'hex')
     : KEY_BASE64.test(written)
@@ -94,6 +95,11 @@ export const key32: Parse<string> = value => {
       'Write 64 hexadecimal digits or base64 (`openssl rand -base64 32`), or the path of a file with it.'
     )
   return bytes.toString('hex')
+}
+
+/** The path that a key's setting is, where it is one; base64 that looks like a path counts as such. */
+export function keyPath(value: string): string | undefined {
+  return existsSync(value) || /^\.{0,2}\//.test(value) ? value : undefined
 }
 
 /** The text of a key file; base64 may begin with a slash, too. */

@@ -105,6 +105,11 @@ async function rejection(start: Promise<unknown>): Promise<{ code?: string; prob
   throw new Error('it started')
 }
 
+/** What each key of a file of last known good values has of its own. */
+function saltOf(text: string): string {
+  return JSON.parse(text.split('\n')[0]!).salt
+}
+
 async function temporaryFile(t: Test): Promise<string> {
   return join(await temporaryFolder(t), 'known-good')
 }
@@ -313,6 +318,39 @@ await t.test(
     t.equal(await keyed('annas-key'), 401)
   }
 )
+
+await t.test('the key of the file rotates live, in a vault or in its own file', async t => {
+  await using upstream = await startUpstream()
+  await using vault = await startTestVault()
+  await store(vault)
+  const folder = await temporaryFolder(t)
+  const config = configuration(upstream)
+  const keyFile = join(folder, 'key')
+  for (const setting of [keyFile, '{vault://fs/key}']) {
+    await vault.fault(undefined)
+    const keys = [randomBytes(32).toString('base64'), randomBytes(32).toString('hex')]
+    const file = join(folder, `known-${setting === keyFile}`)
+    await writeFile(keyFile, keys[0]!)
+    const env = environment(vault, {
+      POSTERN_VAULT_FS_PREFIX: folder,
+      POSTERN_VAULT_CACHE_FILE: file,
+      POSTERN_VAULT_CACHE_KEY: setting
+    })
+    const gateway = await startGateway(config, { env })
+    const text = async () => readFile(file, 'utf8').catch(() => '')
+    const before = await until(text, 'the file')
+    await writeFile(keyFile, 'no key at all')
+    await writeFile(keyFile, keys[1]!)
+    await until(async () => saltOf(await text()) !== saltOf(before), 'the new key')
+    await gateway.close()
+    await vault.fault('refused')
+    await (await startGateway(config, { env })).close()
+    const old = await rejection(
+      startGateway(config, { env: { ...env, POSTERN_VAULT_CACHE_KEY: keys[0]! } })
+    )
+    t.match(old.problems.at(-1)?.message, /another POSTERN_VAULT_CACHE_KEY/)
+  }
+})
 
 await t.test('a setting that a start was denied does not come back at the next one', async t => {
   await using upstream = await startUpstream()

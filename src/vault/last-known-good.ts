@@ -19,6 +19,8 @@ export interface LastKnownGood {
   keep(identity: string, fetched: Fetched, age: number): void
   /** Forgets a resource: the vault says that there is nothing, or nothing for the gateway. */
   drop(identity: string): void
+  /** Seals what is kept with another key from now on; gives whether it is another. */
+  useKey(key: Buffer): boolean
   /** Why the file that was there is not used; undefined when it is, or when there was none. */
   readonly refused: Error | undefined
   /** Why some of what was asked for is not used, though the file is; undefined when that is not so. */
@@ -218,16 +220,17 @@ async function replace(file: string, text: string): Promise<void> {
 
 class KnownGoodFile implements LastKnownGood {
   readonly refused: Error | undefined
-  readonly #options: LastKnownGoodOptions
+  #options: LastKnownGoodOptions
   readonly #now: () => number
-  readonly #before: Sealed | undefined
+  #before: Sealed | undefined
   /** Named by the keyed hash, as in the file that was there. */
   readonly #dropped = new Set<string>()
-  readonly #asked = new Set<string>()
+  /** Identities by the same name. */
+  readonly #asked = new Map<string, string>()
   /** Ages of those that were asked for and are too old, in seconds. */
   readonly #tooOld = new Map<string, number>()
   readonly #kept = new Map<string, Entry>()
-  readonly #keys: Keys
+  #keys: Keys
   #writing: Promise<void> | undefined
   #timer: NodeJS.Timeout | undefined
   #dirty = false
@@ -276,7 +279,7 @@ class KnownGoodFile implements LastKnownGood {
 
   #unseal(identity: string): Entry | undefined {
     const name = this.#nameOf(identity)
-    this.#asked.add(name)
+    this.#asked.set(name, identity)
     const text = this.#dropped.has(name) ? undefined : this.#before?.entries[name]
     if (text === undefined) return undefined
     const sealed = Buffer.from(text, 'base64')
@@ -318,6 +321,23 @@ class KnownGoodFile implements LastKnownGood {
     }
     this.#dropped.add(name)
     this.#writeSoon()
+  }
+
+  useKey(key: Buffer): boolean {
+    if (key.equals(this.#options.key)) return false
+    // What an earlier process kept is needed on, and nobody can read it under the new key.
+    for (const identity of this.#asked.values()) {
+      const entry = this.#kept.get(identity) ?? this.#unseal(identity)
+      if (entry !== undefined) this.#kept.set(identity, entry)
+    }
+    this.#options = { ...this.#options, key }
+    this.#keys = keysOf(key, randomBytes(16))
+    this.#generation = 0
+    this.#before = undefined
+    this.#asked.clear()
+    this.#dropped.clear()
+    this.#writeSoon()
+    return true
   }
 
   /** At most once a second, and never two at a time. */
@@ -362,7 +382,7 @@ class KnownGoodFile implements LastKnownGood {
     const { salt } = this.#keys
     const entries: Record<string, string> = {}
     // Of what an earlier process kept, that stays which this one needs and has not read yet.
-    for (const name of this.#asked) {
+    for (const name of this.#asked.keys()) {
       const sealed = this.#before?.entries[name]
       if (sealed !== undefined && !this.#dropped.has(name)) entries[name] = sealed
     }
