@@ -195,6 +195,7 @@ export const problemCodes = {
   POSTERN_CONFIG_UNSUPPORTED:
     'The file format has this, and ignoring it would change what the file means.',
   POSTERN_CONFIG_NOT_SERVED: 'Warning: the file format has this, and this release ignores it.',
+  POSTERN_CONFIG_UNUSED: 'Warning: a field has no effect, since another one says the same.',
   POSTERN_CONFIG_RESOLVED: 'A resolved value does not fit the field that refers to it.',
   POSTERN_SETTING_INVALID: 'An environment variable has a value it cannot have.',
   POSTERN_SETTING_UNKNOWN: 'An environment variable begins with POSTERN_ and is no setting.',

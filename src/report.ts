@@ -123,9 +123,11 @@ function sourceOf(file: string, source: ReportOptions['source']): string | undef
 }
 
 function excerpt(source: string, line: number, column: number, paint: Paint): string[] {
-  const masked = visible(source).replace(SENSITIVE, (whole, key: string, value: string) =>
-    /^["'|>&*[{]*\{vault:\/\/[^}]*\}["']?\s*$/.test(value) ? whole : `${key}…`
-  )
+  const masked = visible(source)
+    .replace(SENSITIVE, (whole, key: string, value: string) =>
+      /^["'|>&*[{]*\{vault:\/\/[^}]*\}["']?\s*$/.test(value) ? whole : `${key}…`
+    )
+    .replace(/:\/\/[^\s/@{}]+@/g, '://…@')
   const from = Math.max(0, Math.min(column - MAX_WIDTH / 2, masked.length - MAX_WIDTH))
   const margin = `${line} | `
   const caret = Math.min(column - 1, masked.length) - from

@@ -282,6 +282,8 @@ const broken: readonly Broken[] = [
   ['services: [{url: "h/x"}]', 2, 18, 'services[0].url', V, /missing scheme/],
   ['services: [{url: "http:///x"}]', 2, 18, 'services[0].url', V, /missing host/],
   ['services: [{url: 5}]', 2, 18, 'services[0].url', V, /expected a string/],
+  ['services: [{url: "htp://x"}]', 2, 18, 'services[0].url', V, /expected one of: http/],
+  ['services: [{url: "http://x:70000"}]', 2, 18, 'services[0].url', V, /between 0 and 65535/],
   ['services: [{host: h, name: "a b"}]', 2, 28, 'services[0].name', V, /invalid name/],
   ['services: [{host: h, tags: ["a,b"]}]', 2, 29, 'services[0].tags[0]', V, /invalid tag/],
   ['services: [{host: h, id: x}]', 2, 26, 'services[0].id', V, /valid UUID/],
@@ -872,6 +874,24 @@ t.test('a plugin that throws over a configuration is told as a problem', async t
     message: 'cannot translate',
     place: { path: 'plugins[0].config', column: 36 }
   })
+})
+
+t.test('fields that a url wins over are told', async t => {
+  const { warnings, services } = load(
+    `services:
+  - { name: a, url: http://a:81, protocol: http, port: 80, path: /x, host: "{vault://env/h}" }
+  - { name: b, url: https://b/y, protocol: https, host: b, port: 443, path: /y }
+  - { name: c, url: http://c, host: null }`
+  )
+  t.same(
+    warnings.map(({ code, place }) => [code, place.path, place.column]),
+    [
+      ['POSTERN_CONFIG_UNUSED', 'services[0].port', 50],
+      ['POSTERN_CONFIG_UNUSED', 'services[0].path', 60],
+      ['POSTERN_CONFIG_UNUSED', 'services[0].host', 70]
+    ]
+  )
+  t.match(services[0], { host: 'a', port: 81, path: undefined })
 })
 
 t.test('stream routes load with a warning', async t => {

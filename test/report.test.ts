@@ -145,6 +145,13 @@ await t.test('no text reaches a terminal as a control sequence', async () => {
   )
 })
 
+await t.test('what a url signs in with is not shown', t => {
+  const source = 'services:\n  - url: "htp://user:hunter2@host/"'
+  const text = renderProblems([at(2, 10)], { color: false, source })
+  t.match(text, '2 |   - url: "htp://…@host/"')
+  t.end()
+})
+
 await t.test('a secret of several lines is masked as a whole, before its line ends go', t => {
   const value = 'a first line of it\nsecond\u0007'
   redactor.hold('of this test', [value])

@@ -20,11 +20,15 @@ export function collectRows(document: SourceDocument, root: Record<string, unkno
   return new Collector(document).collect(root)
 }
 
+/** Fields of a service that its url stands for. */
+const URL_PARTS: ReadonlySet<string | number> = new Set(['protocol', 'host', 'port', 'path'])
+
 class Collector {
   readonly #document: SourceDocument
   readonly #rows: Row[] = []
   readonly #problems: Problem[] = []
   readonly #unserved = new Map<string, Place[]>()
+  readonly #overridden: Problem[] = []
   #version: unknown
 
   constructor(document: SourceDocument) {
@@ -58,8 +62,26 @@ class Collector {
     else places.push(place)
   }
 
+  /** The url wins over fields beside it, and silently would mean that a mistake in them is not seen. */
+  #noteOverridden(
+    used: Readonly<Record<string, unknown>>,
+    fields: Readonly<Record<string, unknown>>,
+    place: Row['place']
+  ): void {
+    for (const part of URL_PARTS) {
+      const value = fields[part] ?? used[part]
+      if (value === used[part]) continue
+      this.#overridden.push({
+        code: 'POSTERN_CONFIG_UNUSED',
+        message: 'has no effect, since url says it',
+        fix: 'Leave it out, or write the parts of the url in its place',
+        place: place([part], 'key')
+      })
+    }
+  }
+
   #warnings(): readonly Problem[] {
-    return [...this.#unserved].map(([name, places]) => ({
+    const unserved = [...this.#unserved].map(([name, places]) => ({
       code: 'POSTERN_CONFIG_NOT_SERVED',
       message: `this release does not serve ${name}; ignored here${
         places.length > 1
@@ -72,6 +94,7 @@ class Collector {
       fix: 'Remove them, or keep them for other tools',
       place: places[0]!
     }))
+    return [...unserved, ...this.#overridden]
   }
 
   #list(
@@ -126,8 +149,13 @@ class Collector {
     }
     const fields: Record<string, unknown> = {}
     const nested: [key: string, member: unknown, child: Kind, field: string][] = []
-    const place: Row['place'] = (segments = [], at = 'value') =>
+    const placeOf: Row['place'] = (segments = [], at = 'value') =>
       document.place(item, path, segments, at)
+    /** What is wrong with a part of a url is told at the url. */
+    const place: Row['place'] = (segments = [], at) =>
+      typeof fields.url === 'string' && URL_PARTS.has(segments[0]!)
+        ? placeOf(['url'], at)
+        : placeOf(segments, at)
     for (const [key, member] of Object.entries(item)) {
       if (key === '_comment' || key === '_ignore') continue
       const child = kindsByName.get(key)
@@ -141,6 +169,7 @@ class Collector {
     }
     const authored: Row = { kind, fields, parent, place }
     const row = { ...authored, fields: expandShorthands(authored, this.#version, this.#problems) }
+    if (typeof fields.url === 'string') this.#noteOverridden(row.fields, fields, placeOf)
     this.#rows.push(row)
     for (const [key, member, child, field] of nested) {
       this.#list(child, member, [...path, key], { field, row }, at => place([key], at))
