@@ -21,6 +21,8 @@ export interface FakeConjur extends FaultServer {
   listLimit: number | undefined
   /** A variable that this identity may see and not read. */
   forbidden: string | undefined
+  /** Seconds the tokens live that are given out from now on; 480 as in Conjur. */
+  life: number
   readonly logins: number
 }
 
@@ -53,9 +55,10 @@ export async function startFakeConjur(options: FaultServerOptions = {}): Promise
   const variables = new Map<string, Buffer[]>()
   let tokens = new Set<string>()
   let logins = 0
-  const limits: { list: number | undefined; forbidden: string | undefined } = {
+  const limits: { list: number | undefined; forbidden: string | undefined; life: number } = {
     list: undefined,
-    forbidden: undefined
+    forbidden: undefined,
+    life: 480
   }
 
   const describe = (id: string): object => ({
@@ -79,7 +82,10 @@ export async function startFakeConjur(options: FaultServerOptions = {}): Promise
           (c === LOGIN || c === 'authenticate') &&
           new URLSearchParams(request.body).get('jwt') === JWT
     if (!admitted) return bare(401)
-    const text = JSON.stringify({ protected: 'e30=', payload: `token ${logins}`, signature: 's' })
+    const iat = Math.floor(Date.now() / 1000)
+    const claims = { sub: LOGIN, iat, exp: iat + limits.life, jti: logins }
+    const payload = Buffer.from(JSON.stringify(claims)).toString('base64url')
+    const text = JSON.stringify({ protected: 'e30=', payload, signature: 's' })
     const token = Buffer.from(text).toString('base64')
     tokens.add(token)
     const encoded = request.headers['accept-encoding'] === 'base64'
@@ -169,6 +175,11 @@ export async function startFakeConjur(options: FaultServerOptions = {}): Promise
     forbidden: {
       set: (id: string | undefined) => {
         limits.forbidden = id
+      }
+    },
+    life: {
+      set: (life: number) => {
+        limits.life = life
       }
     },
     logins: { get: () => logins }

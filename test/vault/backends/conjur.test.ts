@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { conjurBackend } from '../../../src/vault/backends/conjur.ts'
-import { startUpstream } from '../../harness.ts'
+import { startUpstream, until } from '../../harness.ts'
 import { backendContract } from '../backend-contract.ts'
 import { ACCOUNT, API_KEY, JWT, LOGIN, startFakeConjur } from '../conjur-server.ts'
 
@@ -142,6 +142,25 @@ await t.test('one login for all who wait, another when the token is refused', as
   conjur.revokeTokens()
   t.match(await fetch('apps/a'), { value: 'value' })
   t.equal(conjur.logins, 2)
+})
+
+await t.test('a token lives as long as the server says, whatever its clock', async t => {
+  for (const life of [480, 7200]) {
+    const { conjur, backend, fetch } = await open(t)
+    conjur.life = life
+    conjur.put('apps/a', 'value')
+    await fetch('apps/a')
+    const left = backend.health!().tokenExpiresAt! - Date.now()
+    t.ok(left > (life - 60) * 1000 && left <= life * 1000, `${left} of ${life} s`)
+  }
+  const { conjur, fetch } = await open(t)
+  conjur.life = 1
+  conjur.put('apps/a', 'value')
+  await fetch('apps/a')
+  await until(
+    async () => (await fetch('apps/a')) && conjur.logins > 1,
+    'another login before its end'
+  )
 })
 
 await t.test('a login with a token, from the settings or a file', async t => {

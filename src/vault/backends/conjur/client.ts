@@ -5,14 +5,14 @@ import { SharedCall } from '../shared-call.ts'
 import { Transport, type TransportAnswer } from '../transport.ts'
 import type { ConjurSettings } from './settings.ts'
 
-/** Conjur's tokens live eight minutes; a new one is fetched well before. */
+/** How long Conjur's tokens live where they do not say, and the part of it after which another is fetched. */
 const TOKEN_LIFE = 8 * 60_000
-const TOKEN_RENEWAL = 5 * 60_000
+const RENEWAL_PART = 5 / 8
 
 interface Token {
   readonly header: string
-  /** `performance.now()`. */
-  readonly obtainedAt: number
+  /** `performance.now()` from which another is fetched. */
+  readonly renewAt: number
   /** Unix milliseconds. */
   readonly expiresAt: number
 }
@@ -75,7 +75,7 @@ export class ConjurClient {
   }
 
   async #tokenFor(resource: string, signal: AbortSignal): Promise<Token> {
-    if (this.#token !== undefined && performance.now() - this.#token.obtainedAt < TOKEN_RENEWAL) {
+    if (this.#token !== undefined && performance.now() < this.#token.renewAt) {
       return this.#token
     }
     this.#token = await this.#logins.join(wanted => this.#authenticate(resource, wanted), signal)
@@ -115,10 +115,11 @@ export class ConjurClient {
     if (!/^[A-Za-z0-9+/_-]+={0,2}$/.test(token)) {
       throw new VaultUnreachable(resource, 'the answer to the login is no token')
     }
+    const life = lifeOf(token)
     return {
       header: `Token token="${token}"`,
-      obtainedAt: performance.now(),
-      expiresAt: Date.now() + TOKEN_LIFE
+      renewAt: performance.now() + life * RENEWAL_PART,
+      expiresAt: Date.now() + life
     }
   }
 
@@ -159,6 +160,21 @@ export class ConjurClient {
 
   close(): void {
     this.#transport.close()
+  }
+}
+
+/** Milliseconds a token lives by what it says itself, on the server's clock alone. */
+function lifeOf(token: string): number {
+  try {
+    const { payload } = JSON.parse(Buffer.from(token, 'base64').toString()) as { payload: string }
+    const { iat, exp } = JSON.parse(Buffer.from(payload, 'base64').toString()) as {
+      readonly iat?: unknown
+      readonly exp?: unknown
+    }
+    const life = (Number(exp) - Number(iat)) * 1000
+    return life > 0 ? life : TOKEN_LIFE
+  } catch {
+    return TOKEN_LIFE
   }
 }
 
