@@ -186,6 +186,7 @@ export class UpstreamWatch {
   #judge(slot: HealthSlot, finding: Finding): boolean {
     if ('status' in finding) return this.#rules.status(slot, finding.status)
     if ('success' in finding) return this.#rules.success(slot)
+    if ('unable' in finding) return false
     return this.#rules.failure(slot, finding.failure)
   }
 
@@ -297,5 +298,6 @@ function addressStatus({ place, slot, last }: Watched, checked: boolean): Addres
 
 function textOf(finding: Finding): string {
   if ('status' in finding) return `status ${finding.status}`
+  if ('unable' in finding) return `not checked: ${finding.unable}`
   return 'success' in finding ? finding.success : `${finding.failure}: ${finding.cause}`
 }

@@ -148,8 +148,17 @@ export function httpLayerBody(
   return render(format, message, requestId)
 }
 
+/** What this machine or process has no more of: descriptors, buffers, memory. */
+const OWN_LIMITS = ['EMFILE', 'ENFILE', 'ENOBUFS', 'ENOMEM']
+
+/** Whether a system call failed for a limit of our own, which says nothing of whom it was to reach. */
+export function isOwnLimit(code: string | undefined): boolean {
+  return code !== undefined && OWN_LIMITS.includes(code)
+}
+
 /** Status by the code of what went wrong towards an upstream; everything else is 502. */
 const STATUSES: Readonly<Record<string, number>> = {
+  ...Object.fromEntries(OWN_LIMITS.map(code => [code, 503])),
   UND_ERR_CONNECT_TIMEOUT: 504,
   UND_ERR_HEADERS_TIMEOUT: 504,
   UND_ERR_BODY_TIMEOUT: 504,

@@ -3,6 +3,7 @@ import https from 'node:https'
 import { connect, isIP } from 'node:net'
 import type { SecureContext } from 'node:tls'
 import type { HealthChecks } from '../schema/entities.ts'
+import { isOwnLimit } from './failure.ts'
 import type { Failure } from './health.ts'
 
 /** What is probed, and how. */
@@ -23,17 +24,21 @@ export interface Probe {
   readonly context: (() => SecureContext) | undefined
 }
 
-/** What a probe saw: a status to be judged, a plain success, or a failure with its cause. */
+/**
+ * What a probe saw: a status to be judged, a plain success, a failure with its cause, or nothing, since
+ * this process was unable to look.
+ */
 export type Finding =
   | { readonly status: number }
   | { readonly success: string }
   | { readonly failure: Failure; readonly cause: string }
+  | { readonly unable: string }
 
 /** Probes an address once. Never rejects. */
 export async function probe(options: Probe): Promise<Finding> {
   const { promise, resolve } = Promise.withResolvers<Finding>()
-  const broken = (error: NodeJS.ErrnoException): void =>
-    resolve({ failure: 'tcp', cause: error.code ?? error.message })
+  const broken = ({ code, message }: NodeJS.ErrnoException): void =>
+    resolve(isOwnLimit(code) ? { unable: code! } : { failure: 'tcp', cause: code ?? message })
   const timer = setTimeout(
     () => resolve({ failure: 'timeout', cause: `no answer in ${options.timeout} ms` }),
     options.timeout
@@ -119,7 +124,8 @@ async function openGrpc(options: Probe, found: Found, broken: Broken): Promise<(
     'content-type': 'application/grpc',
     te: 'trailers'
   })
-  stream.on('error', broken)
+  // What befalls the session shows in its streams first, as ERR_HTTP2_STREAM_CANCEL.
+  stream.on('error', (error: Error) => broken((error.cause as Error | undefined) ?? error))
   let status: string | undefined
   let httpStatus = 0
   const body: Buffer[] = []

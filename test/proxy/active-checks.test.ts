@@ -1,3 +1,4 @@
+import { execFile } from 'node:child_process'
 import { once } from 'node:events'
 import { rename, writeFile } from 'node:fs/promises'
 import http2 from 'node:http2'
@@ -5,6 +6,7 @@ import https from 'node:https'
 import net, { type AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import type { TLSSocket } from 'node:tls'
+import { promisify } from 'node:util'
 import t from 'tap'
 import { probe } from '../../src/proxy/probe.ts'
 import { certificateFor, issue } from '../certificates.ts'
@@ -50,6 +52,25 @@ await t.test('http probes: status, headers, refusal and silence', async t => {
     failure: 'tcp',
     cause: 'ECONNREFUSED'
   })
+})
+
+await t.test('a process without descriptors left does not blame the target', async t => {
+  const source = `
+    import { openSync } from 'node:fs'
+    import { probe } from '${new URL('../../src/proxy/probe.ts', import.meta.url)}'
+    const common = ${JSON.stringify({ ...common, port: 1 })}
+    await probe({ ...common, type: 'grpc' })
+    try { for (;;) openSync('/dev/null') } catch {}
+    const findings = []
+    for (const type of ['tcp', 'http', 'grpc']) findings.push(await probe({ ...common, type }))
+    process.stdout.write(JSON.stringify(findings))`
+  const { stdout } = await promisify(execFile)('sh', [
+    '-c',
+    'ulimit -n 100; exec "$0" --input-type=module -e "$1"',
+    process.execPath,
+    source
+  ])
+  t.same(JSON.parse(stdout), [{ unable: 'EMFILE' }, { unable: 'EMFILE' }, { unable: 'EMFILE' }])
 })
 
 await t.test('tcp probes', async t => {
@@ -105,7 +126,10 @@ await t.test('grpc probes ask the standard health service', async t => {
   t.match(await ask(framed(2)), { failure: 'http', cause: 'not serving' })
   t.match(await ask('12'), { success: /without a health service/ })
   t.match(await ask('14'), { failure: 'http', cause: 'grpc-status 14' })
-  t.match(await probe({ ...common, type: 'grpc', port: 1 }), { failure: 'tcp' })
+  t.same(await probe({ ...common, type: 'grpc', port: 1 }), {
+    failure: 'tcp',
+    cause: 'ECONNREFUSED'
+  })
 })
 
 await t.test('probes take a target out and bring it back, once for the node', async t => {

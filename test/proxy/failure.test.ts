@@ -2,6 +2,7 @@ import t from 'tap'
 import {
   defaultMessage,
   errorBody,
+  failureKind,
   grpcStatus,
   httpLayerBody,
   upstreamFailure
@@ -100,6 +101,11 @@ await t.test('failures towards an upstream', async t => {
   }
   t.same(failure('POSTERN_DNS_FAILED'), { status: 503, message: 'name resolution failed' })
   t.equal(failure('POSTERN_UPSTREAM_BUSY').status, 503)
+  for (const code of ['EMFILE', 'ENFILE', 'ENOBUFS', 'ENOMEM']) {
+    t.equal(failure(code).status, 503, code)
+    t.equal(failureKind(Object.assign(new Error('x'), { code })), undefined, 'not the target')
+  }
+  t.equal(failureKind(Object.assign(new Error('x'), { code: 'ECONNREFUSED' })), 'tcp')
   t.equal(failure('POSTERN_BODY_TOO_LARGE').status, 413)
 })
 
