@@ -19,7 +19,10 @@ const MAX_WIDTH = 120
 const MAX_BLOCKS = 4
 /** Keys whose literal values are not shown: a build log is no place for them. */
 const SENSITIVE =
-  /^(\s*(?:- )?["']?[\w.-]*(?:pass|secret|token|key|credential|cert)[\w.-]*["']?\s*:\s*)(.+)$/i
+  /^(\s*(?:- )?["']?[\w.-]*(?:pass|secret|token|key|credential|cert|authorization)[\w.-]*["']?\s*:\s*)(.+)$/i
+/** The same within a line, and what a url signs in with. */
+const SENSITIVE_PARTS =
+  /((?<=[{,]\s*)["']?[\w.-]*(?:pass|secret|token|key|credential|cert|authorization)[\w.-]*["']?\s*:\s*|:\/\/(?=[^\s/@{}]+@))("[^"]*"|'[^']*'|[^\s,{}[\]@]+)/gi
 
 /**
  * Problems for a person: place and message, the source line with a caret, what to do. Many references
@@ -127,7 +130,10 @@ function excerpt(source: string, line: number, column: number, paint: Paint): st
     .replace(SENSITIVE, (whole, key: string, value: string) =>
       /^["'|>&*[{]*\{vault:\/\/[^}]*\}["']?\s*$/.test(value) ? whole : `${key}…`
     )
-    .replace(/:\/\/[^\s/@{}]+@/g, '://…@')
+    .replace(SENSITIVE_PARTS, (whole, before: string, value: string) =>
+      // As long as it was, so that the caret stays under its place.
+      value.includes('{vault://') ? whole : `${before}${'…'.padEnd(value.length)}`
+    )
   const from = Math.max(0, Math.min(column - MAX_WIDTH / 2, masked.length - MAX_WIDTH))
   const margin = `${line} | `
   const caret = Math.min(column - 1, masked.length) - from

@@ -145,12 +145,23 @@ await t.test('no text reaches a terminal as a control sequence', async () => {
   )
 })
 
-await t.test('what a url signs in with is not shown', t => {
-  const source = 'services:\n  - url: "htp://user:hunter2@host/"'
-  const text = renderProblems([at(2, 10)], { color: false, source })
-  t.match(text, '2 |   - url: "htp://…@host/"')
-  t.end()
-})
+await t.test(
+  'literals that look like credentials are not shown, wherever they stand in a line',
+  t => {
+    const shown = (line: string): string =>
+      renderProblems([at(1, line.length)], { color: false, source: line }).split('\n')[1]!
+    t.equal(shown('url: "htp://user:hunter2@host/"'), '  1 | url: "htp://…           @host/"')
+    t.equal(
+      shown('  - {name: a, password: hunter2, headers: {Authorization: "Basic hunter2"}}'),
+      '  1 |   - {name: a, password: …      , headers: {Authorization: …              }}'
+    )
+    t.equal(shown('{"token": \'hunter2\', "a": 1}'), '  1 | {"token": …        , "a": 1}')
+    t.equal(shown('  Authorization: Bearer hunter2'), '  1 |   Authorization: …')
+    const referring = '- {password: "{vault://env/x}", name: b}'
+    t.equal(shown(referring), `  1 | ${referring}`)
+    t.end()
+  }
+)
 
 await t.test('a secret of several lines is masked as a whole, before its line ends go', t => {
   const value = 'a first line of it\nsecond\u0007'
