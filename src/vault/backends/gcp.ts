@@ -127,6 +127,11 @@ function carrier(transport: Transport, credentials: Credentials): typeof fetch {
     for (const [name, value] of await credentials.headers()) headers.set(name, value)
     const answer = await carry(input, { ...init, headers })
     if (answer.ok) return answer
-    throw new AnswerError(answer.status, await answer.text(), answer.headers.get('retry-after'))
+    throw new AnswerError(
+      answer.status,
+      await answer.text(),
+      answer.headers.get('retry-after'),
+      answer.headers.get('date')
+    )
   }
 }

@@ -6,6 +6,7 @@ import {
   VaultUnreachable
 } from '../../../errors.ts'
 import { networkFailure, plainName } from '../network-failure.ts'
+import { retryAfter } from '../retry-after.ts'
 
 /** What an error of the SDK may hold besides its name. */
 interface ServiceError {
@@ -118,6 +119,6 @@ function who(message: string | undefined): string {
 }
 
 function pauseOf(response: ServiceError['$response']): number | undefined {
-  const seconds = Number(response?.headers?.['retry-after'])
-  return Number.isFinite(seconds) ? seconds : undefined
+  const { headers } = response ?? {}
+  return retryAfter(headers?.['retry-after'], headers?.date)
 }

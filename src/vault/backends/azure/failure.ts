@@ -6,6 +6,7 @@ import {
   VaultUnreachable
 } from '../../../errors.ts'
 import { networkFailure, plainName } from '../network-failure.ts'
+import { retryAfter } from '../retry-after.ts'
 import type { TransportAnswer } from '../transport.ts'
 
 /** An answer of a vault that is none of 2xx. What it says is judged here and not passed on. */
@@ -18,15 +19,14 @@ export class AnswerError extends Error {
   /** Seconds. */
   readonly retryAfter: number | undefined
 
-  constructor(status: number, body: string, retryAfter: string | undefined) {
+  constructor(status: number, body: string, headers: TransportAnswer['headers']) {
     super(`it answered ${status}`)
     this.name = 'AnswerError'
     this.status = status
     const error = errorOf(body)
     this.code = plainName(error.code)
     this.innerCode = plainName(error.innererror?.code)
-    const seconds = retryAfter === undefined ? Number.NaN : Number(retryAfter)
-    this.retryAfter = Number.isFinite(seconds) ? seconds : undefined
+    this.retryAfter = retryAfter(headers['retry-after'], headers.date)
   }
 }
 
@@ -132,7 +132,7 @@ export function identityTrouble({
   headers
 }: TransportAnswer): AnswerError | undefined {
   if (status !== 429 && status < 500) return undefined
-  return new AnswerError(status, body, headers['retry-after'])
+  return new AnswerError(status, body, headers)
 }
 
 /** The same as a coded error: whatever AADSTS code came with it, nothing was refused. */

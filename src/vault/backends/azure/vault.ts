@@ -139,5 +139,5 @@ async function openClient(
 /** A 401 is the SDK's to answer: it is how a vault says where tokens come from. */
 function judge({ status, body, headers }: TransportAnswer): void {
   if (status >= 200 && status <= 299) return
-  if (status !== 401) throw new AnswerError(status, body, headers['retry-after'])
+  if (status !== 401) throw new AnswerError(status, body, headers)
 }

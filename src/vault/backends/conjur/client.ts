@@ -1,6 +1,7 @@
 import { readFile } from 'node:fs/promises'
 import { SecretMalformed, VaultDenied, VaultThrottled, VaultUnreachable } from '../../../errors.ts'
 import { networkFailure } from '../network-failure.ts'
+import { retryAfter } from '../retry-after.ts'
 import { SharedCall } from '../shared-call.ts'
 import { Transport, type TransportAnswer } from '../transport.ts'
 import type { ConjurSettings } from './settings.ts'
@@ -193,12 +194,8 @@ function refuse({ status, headers }: TransportAnswer, resource: string): void {
   if (status >= 200 && status < 300) return
   if (status === 401 || status === 403) throw new VaultDenied(resource, `it answered ${status}`)
   if (status === 429) {
-    const seconds = Number(headers['retry-after'])
-    throw new VaultThrottled(
-      resource,
-      'it answered 429',
-      Number.isFinite(seconds) && seconds >= 0 ? seconds : undefined
-    )
+    const pause = retryAfter(headers['retry-after'], headers.date)
+    throw new VaultThrottled(resource, 'it answered 429', pause)
   }
   const other = status === 404 ? ', and not as Conjur does: check endpoint_url' : ''
   throw new VaultUnreachable(resource, `it answered ${status}${other}`)

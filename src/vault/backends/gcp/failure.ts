@@ -6,6 +6,7 @@ import {
   VaultUnreachable
 } from '../../../errors.ts'
 import { networkFailure, plainName } from '../network-failure.ts'
+import { retryAfter } from '../retry-after.ts'
 
 /** An answer that is none of 2xx. What it says is judged here and not passed on. */
 export class AnswerError extends Error {
@@ -19,7 +20,7 @@ export class AnswerError extends Error {
   /** Seconds. */
   readonly retryAfter: number | undefined
 
-  constructor(httpStatus: number, body: string, retryAfter: string | null) {
+  constructor(httpStatus: number, body: string, pause: string | null, date: string | null) {
     super(`it answered ${httpStatus}`)
     this.name = 'AnswerError'
     this.httpStatus = httpStatus
@@ -28,8 +29,7 @@ export class AnswerError extends Error {
     this.reason = plainName(details?.map(({ reason }) => reason).find(Boolean))
     this.state = /\b(DISABLED|DESTROYED)\b/.exec(message ?? '')?.[1] as AnswerError['state']
     const delay = details?.map(({ retryDelay }) => retryDelay).find(Boolean)
-    const seconds = Number(retryAfter ?? delay?.replace(/s$/, '') ?? Number.NaN)
-    this.retryAfter = Number.isFinite(seconds) ? seconds : undefined
+    this.retryAfter = retryAfter(pause ?? delay?.replace(/s$/, ''), date)
   }
 }
 

@@ -1,5 +1,6 @@
 import { setTimeout as pause } from 'node:timers/promises'
 import type { BackendEnvironment } from '../../backend.ts'
+import { retryAfter } from '../retry-after.ts'
 import { Transport, type TransportAnswer } from '../transport.ts'
 import { VaultAnswerError } from './failure.ts'
 import type { HcvSettings } from './settings.ts'
@@ -165,12 +166,7 @@ function addressOf({ hostname, port, protocol }: URL): string {
 /** The answer as node-vault expects it. Throws VaultAnswerError unless it is 2xx. */
 function judge({ status, headers, body }: TransportAnswer, uri: string): object {
   if (status < 200 || status > 299) {
-    const retryAfter = Number(headers['retry-after'])
-    throw new VaultAnswerError(
-      status,
-      body,
-      headers['retry-after'] !== undefined && Number.isFinite(retryAfter) ? retryAfter : undefined
-    )
+    throw new VaultAnswerError(status, body, retryAfter(headers['retry-after'], headers.date))
   }
   return { statusCode: 200, body: parse(body), request: { path: new URL(uri).pathname } }
 }
