@@ -760,8 +760,14 @@ class ControlThread implements Gateway {
         await this.reload()
         return { reloaded: true }
       },
-      refresh: async (prefix: string | undefined) =>
-        this.#hasVault(prefix) ? { changed: await this.refresh(prefix) } : undefined
+      refresh: async (prefix: string | undefined) => {
+        if (!this.#hasVault(prefix)) return undefined
+        const changed = await this.refresh(prefix)
+        const failing = this.#statuses().filter(
+          ({ vault, state }) => state !== 'ok' && (prefix === undefined || vault === prefix)
+        )
+        return { changed, failing: failing.length }
+      }
     }
   }
 

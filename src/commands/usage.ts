@@ -114,7 +114,7 @@ ${FINGERPRINT}`,
     about: ASKS,
     takes: { PREFIX: 'only those of the vault of this name (default: all)' },
     exits: {
-      0: 'they were read; it tells how many values changed',
+      0: 'they were asked for; it tells how many changed, and how many have no new value',
       1: 'no gateway answers, or no reference goes to that vault',
       ...WRONG
     },
