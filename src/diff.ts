@@ -111,7 +111,10 @@ function labelOf(kind: string, entity: Entity): string {
   const schema = kindsByName.get(kind)!.schema as Schema
   // The key of a credential may be a secret.
   const shown = key !== undefined && !isReferenceable(memberSchemas([schema], key))
-  return shown && typeof entity[key] === 'string' ? entity[key] : entity.id
+  if (shown && typeof entity[key] === 'string') return entity[key]
+  // An id alone says nothing to who wrote none.
+  const owner = [entity.consumer, entity.service].find(name => typeof name === 'string')
+  return owner === undefined ? entity.id : `${entity.id} of ${owner}`
 }
 
 function diffKind(

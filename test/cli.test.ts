@@ -589,8 +589,9 @@ vaults:
   t.match(stdout, /^- plugins key-auth \(global\)$/m)
   t.match(stdout, /^ {4}key: \[literal\] → \{vault:\/\/mine\/anna\}$/m)
   t.match(stdout, /^ {4}config\.prefix: A_ → B_$/m)
+  t.match(stdout, /^~ keyauth_credentials [0-9a-f-]{36} of anna$/m)
   t.match(stdout, /^\+ reference \{vault:\/\/mine\/anna\}$/m)
-  t.notMatch(stdout, /literal-|tags|anna\n/)
+  t.notMatch(stdout, /literal-|tags|consumers anna\n/)
   t.equal(json.code, 1)
   t.match(JSON.parse(json.stdout), {
     equal: false,
