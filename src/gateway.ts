@@ -3,7 +3,7 @@ import type { Worker } from 'node:worker_threads'
 import { type CertificateExpiry, certificateExpiries } from './certificate-expiry.ts'
 import type { Config, Entities } from './config.ts'
 import { schemasOf, validateEntity } from './config-values.ts'
-import { ConfigError, type Problem } from './errors.ts'
+import { ConfigError, formatProblem, type Problem } from './errors.ts'
 import {
   type ListenerTls,
   maskSecrets,
@@ -658,11 +658,16 @@ class ControlThread implements Gateway {
       } catch (error) {
         loaded?.set.close()
         this.#metrics.reloaded(false)
-        this.#lastReload = { at, ok: false, error: (error as Error).message }
+        const reason = briefly(error as Error)
+        this.#lastReload = { at, ok: false, error: reason }
         const problems = error instanceof ConfigError ? error.problems : undefined
         this.#log.error(
-          { code: (error as { code?: string }).code, problems },
-          `the configuration was not reloaded, the running one stays: ${(error as Error).message}`
+          {
+            code: (error as { code?: string }).code,
+            problems: problems?.slice(0, MAX_TOLD),
+            count: problems?.length
+          },
+          `the configuration was not reloaded, the running one stays: ${reason}`
         )
         throw error
       }
@@ -856,6 +861,20 @@ class ControlThread implements Gateway {
 
 /** Longest pause between two re-reads for a plugin that keeps being refused, in milliseconds. */
 const MAX_REFRESH_PAUSE = 60_000
+
+/** Problems of a reload in the log and the status: an outage has one for each reference. */
+const MAX_TOLD = 10
+
+/** The message of an error, of bounded length: collectors cut long lines, and pipes tear them. */
+function briefly(error: Error): string {
+  if (!(error instanceof ConfigError) || error.problems.length <= MAX_TOLD) return error.message
+  const { problems } = error
+  const first = problems.slice(0, MAX_TOLD).map(problem => `  ${formatProblem(problem)}`)
+  return [
+    `${problems.length} problems in the configuration, the first ${MAX_TOLD} (postern check --resolve tells all):`,
+    ...first
+  ].join('\n')
+}
 
 /** What references stand for in the data plane; the vaults may know something newer already. */
 function inForce(

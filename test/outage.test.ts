@@ -196,6 +196,11 @@ await t.test('a reload during an outage keeps the configuration that runs', asyn
   const { configuration: told } = (await gateway.status('/status')).json()
   t.match(told.last_reload, { ok: false, error: /another/ })
   t.equal((await gateway.status('/status/ready')).status, 200)
+  const many = Array.from({ length: 200 }, (_, n) => `{vault://http/key-${n}}`)
+  t.equal((await rejection(gateway.reload(more(...many)))).problems.length, 200)
+  const { error } = (await gateway.status('/status')).json().configuration.last_reload
+  t.match(error, /200 problems in the configuration, the first 10 .*key-9}/s)
+  t.ok(error.length < 5000, 'an outage makes no line that collectors cut')
   await gateway.reload(more())
   t.equal(await status('/added'), 200, 'what needs nothing new from the vault is reloaded')
   await vault.fault(undefined)

@@ -451,9 +451,10 @@ function stampOf({ revision, failure, current, rejected, reads }: Resource): str
 
 /** On one line: it stands in logs and in answers of the status API. */
 function reasonOf(error: unknown): string {
-  return error instanceof ConfigError
-    ? error.problems.map(formatProblem).join('; ')
-    : (error as Error).message
+  if (!(error instanceof ConfigError)) return (error as Error).message
+  const { problems } = error
+  const more = problems.length > NAMED ? `; and ${problems.length - NAMED} more` : ''
+  return problems.slice(0, NAMED).map(formatProblem).join('; ') + more
 }
 
 function nameOf(outcome: Outcome | undefined): string {
