@@ -98,13 +98,19 @@ await t.test('a node that lags behind is asked once more', async t => {
   t.equal(vault.seen.length, 2)
 })
 
-await t.test('the pause a quota asks for, where it is seconds', async t => {
+await t.test('the pause a quota asks for, in seconds or as a date', async t => {
   await using vault = await withSecret()
   const { fetch } = await opener(t).open(settingsOf(vault))
   await fetch('app')
   vault.override = { status: 429, headers: { 'retry-after': '12' } }
   await t.rejects(fetch('app'), { code: 'POSTERN_VAULT_THROTTLED', retryAfter: 12 })
-  vault.override = { status: 429, headers: { 'retry-after': 'Thu, 01 Jan 2037 00:00:00 GMT' } }
+  const headers = {
+    'retry-after': 'Thu, 01 Jan 2037 00:01:00 GMT',
+    date: 'Thu, 01 Jan 2037 00:00:00 GMT'
+  }
+  vault.override = { status: 429, headers }
+  await t.rejects(fetch('app'), { code: 'POSTERN_VAULT_THROTTLED', retryAfter: 60 })
+  vault.override = { status: 429, headers: { 'retry-after': 'soon' } }
   await t.rejects(fetch('app'), { code: 'POSTERN_VAULT_THROTTLED', retryAfter: undefined })
 })
 
