@@ -120,6 +120,12 @@ export class Http1Pool extends Pool<Call> implements ConnectionOwner {
     if (index !== -1) this.#free.splice(index, 1)
     this.#openOne()
     this.checkDrained()
+    this.#letGo()
+  }
+
+  /** Its timer would hold a pool that nobody uses any more for as long as an idle connection lives. */
+  #letGo(): void {
+    if (this.closed && this.#connections.size === 0) clearTimeout(this.#timer)
   }
 
   watch(call: Call): void {
@@ -156,6 +162,7 @@ export class Http1Pool extends Pool<Call> implements ConnectionOwner {
 
   protected override retire(): void {
     for (const connection of this.#free.splice(0)) connection.socket.destroy()
+    this.#letGo()
   }
 
   protected override cut(error: Error): void {

@@ -1,6 +1,7 @@
 import { once } from 'node:events'
 import net, { type AddressInfo, type Socket } from 'node:net'
 import { Readable } from 'node:stream'
+import { queryObjects } from 'node:v8'
 import t from 'tap'
 import { buildConnector, type Dispatcher } from 'undici'
 import { Http1Pool, type Http1PoolOptions } from '../../../src/proxy/http1/pool.ts'
@@ -36,8 +37,8 @@ async function startRaw(answer: Answer) {
   }
 }
 
-function openPool(port: number, options: Partial<Http1PoolOptions> = {}) {
-  const pool = new Http1Pool(new URL(`http://127.0.0.1:${port}`), {
+function openPool(port: number, options: Partial<Http1PoolOptions> = {}, Type = Http1Pool) {
+  const pool = new Type(new URL(`http://127.0.0.1:${port}`), {
     connect: buildConnector({ allowH2: false, timeout: 5000 }),
     connections: 10,
     maxWaiting: 10,
@@ -431,4 +432,18 @@ await t.test('closing waits for what is under way, destroying does not', async t
   ])
   await other.destroy()
   await gone
+})
+
+await t.test('nothing holds a pool that was closed', async t => {
+  await using server = await startRaw(socket => socket.write(HELLO))
+  class Watched extends Http1Pool {}
+  const open = async (): Promise<void> => {
+    const pool = openPool(server.port, {}, Watched)
+    await call(pool)
+    await pool.close()
+  }
+  await open()
+  const left = (): number => Number(queryObjects(Watched, { format: 'count' }))
+  await until(() => left() === 0, 'it to be collected')
+  t.equal(left(), 0)
 })
