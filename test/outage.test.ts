@@ -256,15 +256,19 @@ await t.test('a value that does not fit is none in a degraded start', async t =>
   await until(async () => (await gateway.fetch('/client')).status === 200, 'the pair in force')
 })
 
+/** The environment of a gateway that keeps the last known good values in `file`. */
+const keeping = (vault: TestVault, file: string) =>
+  environment(vault, {
+    POSTERN_VAULT_CACHE_FILE: file,
+    POSTERN_VAULT_CACHE_KEY: randomBytes(32).toString('base64')
+  })
+
 await t.test('a restart during an outage serves the last known good values', async t => {
   await using upstream = await startUpstream()
   await using vault = await startTestVault()
   await store(vault)
   const file = await temporaryFile(t)
-  const env = environment(vault, {
-    POSTERN_VAULT_CACHE_FILE: file,
-    POSTERN_VAULT_CACHE_KEY: randomBytes(32).toString('base64')
-  })
+  const env = keeping(vault, file)
   const config = configuration(upstream)
   await (await startGateway(config, { env })).close()
   t.notMatch(await readFile(file, 'utf8'), /annas-key|BEGIN/)
@@ -299,10 +303,7 @@ await t.test(
     await using vault = await startTestVault()
     await store(vault)
     const file = await temporaryFile(t)
-    const env = environment(vault, {
-      POSTERN_VAULT_CACHE_FILE: file,
-      POSTERN_VAULT_CACHE_KEY: randomBytes(32).toString('base64')
-    })
+    const env = keeping(vault, file)
     const config = configuration(upstream)
     await (await startGateway(config, { env })).close()
     await cp(file, `${file}.old`)
